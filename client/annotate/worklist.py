@@ -1,0 +1,107 @@
+"""A grant becomes requests, requests become labels. Every step is stored, so asking twice does the work once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.annotate.folder import Folder
+from client.annotate.oracle import Oracle
+from client.faults import SiteFault
+from client.plan import Plan
+from client.score import load_scores, strategy_of
+from client.site import Site
+from client.store import Request
+from strategies.query.choose import at_random
+from strategies.randomness import numpy_rng
+from strategies.records import Scores, Selection
+
+
+class Annotator(Protocol):
+    """Somebody who answers requests, now or in days."""
+
+    name: str
+
+    def publish(self, requests: Sequence[Request]) -> None:
+        """Put open requests where the expert sees them; those already there stay as they are."""
+
+    def answers(
+        self, requests: Sequence[Request], *, cycle: int, tick: int
+    ) -> list[tuple[Request, NDArray[np.uint8] | str]]:
+        """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
+
+
+ANNOTATORS = {"oracle": Oracle, "folder": Folder}
+
+
+def annotator_of(site: Site, plan: Plan) -> Annotator:
+    """The site's annotator, by the name in its settings."""
+    annotator: Annotator = ANNOTATORS[site.settings.annotator](site, plan)
+    return annotator
+
+
+def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int) -> int:
+    """Choose the granted number of cases and request their labels, once; returns how many were requested.
+
+    The choice follows the scores of this cycle; before the first training, and where the site was away when the pool
+    was scored, it is at random and the reason says so.
+    """
+    done = site.store.granted(run, cycle)
+    if done is not None:
+        return done
+    selection = _select(site, plan, run=run, cycle=cycle, cases=cases)
+    requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
+    site.store.check_conserved()
+    site.log.info("cycle %d: granted %d, requested %d", cycle, cases, requested)
+    return requested
+
+
+def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
+    """Publish open requests and take in the answers that are there; returns how many labels came.
+
+    Raises:
+        SiteFault: the labelled set did not grow by exactly the labels that came.
+    """
+    annotator = annotator_of(site, plan)
+    requests = site.store.open_requests()
+    before = site.store.counts().get("labelled", 0)
+    annotator.publish(requests)
+    came = 0
+    for request, answer in annotator.answers(requests, cycle=cycle, tick=tick):
+        if isinstance(answer, str):
+            if answer != request.problem:
+                site.store.set_problem(request.case.id, answer)
+                site.log.warning("case %s: %s", request.case.id, answer)
+            continue
+        site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name)
+        came += 1
+    annotator.publish(site.store.open_requests())
+    after = site.store.counts().get("labelled", 0)
+    if after - before != came:
+        raise SiteFault(
+            "invariant-broken",
+            f"strategy {plan.query.strategy}: {came} labels came, but the labelled set grew from {before} to {after}",
+        )
+    site.store.check_conserved()
+    return came
+
+
+def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Selection:
+    unlabelled = site.store.cases("unlabelled")
+    rng = numpy_rng(plan.seed, site.name, cycle, "query")
+    scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
+    if scores is None:
+        plain = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
+        return at_random(plain, cases, rng)
+    scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
+    selection = strategy_of(plan).choose(scores, cases, rng)
+    expected = min(cases, len(scores.case_ids))
+    if len(selection.choices) != expected:
+        raise SiteFault(
+            "invariant-broken",
+            f"strategy {plan.query.strategy} chose {len(selection.choices)} cases of the {expected} asked for",
+        )
+    return selection

@@ -1,0 +1,179 @@
+"""The Flower ClientApp of one hospital: handlers unpack a message, call the site, pack a reply.
+
+Every handler can be called again with the same message and does the work once. The gate wraps them all: nothing of a
+reply leaves that `strategies/wire.py` does not list, and no exception's text ever does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.annotate.worklist import carry_out, collect
+from client.egress import EgressLog
+from client.evaluate import evaluate
+from client.faults import SiteFault
+from client.gate import Policy, make_gate
+from client.models import LocalModels, load_models, save_models
+from client.pictures import Pictures
+from client.plan import Plan, load_weights, network_for
+from client.score import demand_of, save_scores, score
+from client.site import Site, site_log, workspace_of
+from client.train import When, train
+from client.update import update_of
+from configs.load import load_site
+from strategies import wire
+from strategies.records import Annotation, Assessment, Joined, SiteUpdate
+
+Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
+
+
+def join(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """Take the images in and say who we are and how many cases there are."""
+    site.take_in(plan.preprocess)
+    site.store.check_conserved()
+    counts = site.store.counts()
+    shared = site.shares_sums
+    held_out = counts.get("validation", 0) + counts.get("test", 0)
+    return wire.pack_joined(
+        Joined(
+            name=site.name,
+            protocol=wire.PROTOCOL,
+            classes=tuple(plan.classes),
+            cases=sum(counts.values()) - held_out if shared else None,
+            labelled=counts.get("labelled", 0) if shared else None,
+            unlabelled=counts.get("unlabelled", 0) if shared else None,
+        )
+    )
+
+
+def train_round(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """Train a round; a round that is already done is answered from the site's disk."""
+    weights = wire.unpack_weights(message.content.array_records["weights"])
+    path = site.workspace / "models" / "local.safetensors"
+    models = load_models(path)
+    if models is None or not models.is_of(run=request.run, cycle=request.cycle, round=request.round):
+        collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
+        if not site.store.counts().get("labelled"):
+            raise SiteFault("nothing-labelled", f"{site.name} has no label yet: it sits out this round")
+        teacher = None if request.fresh or models is None or models.run != request.run else models.teacher
+        when = When(request.cycle, request.round, request.step, request.total_steps)
+        done = train(site, plan, when, weights, teacher=teacher)
+        numbers = {
+            "labelled": done.labelled,
+            "labels_trained": done.labelled,
+            "unlabelled": done.unlabelled,
+            "seconds": done.seconds,
+            "losses": done.losses,
+        }
+        models = LocalModels(request.run, request.cycle, request.round, done.student, done.teacher, numbers)
+        save_models(path, models)
+    update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
+    return wire.pack_update(SiteUpdate(site.name, update, **(models.reply if site.shares_sums else {})))
+
+
+def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
+    started = time.monotonic()
+    weights = wire.unpack_weights(message.content.array_records["weights"])
+    network = load_weights(network_for(plan), weights).to(site.device)
+    sums = {}
+    pictures = Pictures(site) if site.settings.save_pictures else None
+    if site.shares_sums or pictures:
+        for role in ("validation", "test"):
+            seen = pictures.see if pictures and role == "test" else None
+            sums[role] = evaluate(site, network, plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
+    if pictures:
+        pictures.write(request.cycle)
+    local = load_models(site.workspace / "models" / "local.safetensors")
+    committee = [network]
+    if local is not None and local.run == request.run and plan.query.model != "global":
+        of_site = network_for(plan)
+        of_site.load_state_dict(local.student)
+        committee = [of_site.to(site.device)] if plan.query.model == "local" else [network, of_site.to(site.device)]
+    scores = score(site, plan, committee, cycle=request.cycle)
+    save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
+    if not site.shares_sums:
+        return wire.pack_assessment(Assessment(site.name))
+    return wire.pack_assessment(
+        Assessment(site.name, sums["validation"], sums["test"], demand_of(scores), time.monotonic() - started)
+    )
+
+
+def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """Carry out the grant once, then take in the labels that are there; also the poll for labels that have arrived."""
+    started = time.monotonic()
+    granted = carry_out(site, plan, run=request.run, cycle=request.cycle, cases=request.grant, tick=request.tick)
+    collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
+    if not site.shares_sums:
+        return wire.pack_annotation(Annotation(site.name))
+    counts = site.store.counts()
+    return wire.pack_annotation(
+        Annotation(
+            site.name,
+            granted=granted,
+            received=site.store.received(request.run, request.cycle),
+            outstanding=counts.get("requested", 0),
+            labelled=counts.get("labelled", 0),
+            unlabelled=counts.get("unlabelled", 0),
+            skipped=counts.get("skipped", 0),
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def _handle(answer: Answer) -> Callable[[Message, Context], Message]:
+    """A Flower handler from an answer: opens the workspace, checks the request, packs the reply."""
+
+    def handler(message: Message, context: Context) -> Message:
+        try:
+            request = wire.unpack_request(message.content)
+        except ValueError as error:
+            raise SiteFault("bad-request", str(error)) from error
+        if request.protocol != wire.PROTOCOL:
+            raise SiteFault(
+                "protocol-mismatch",
+                f"the coordinator speaks protocol {request.protocol}, this site {wire.PROTOCOL}: install the same version",
+            )
+        with Site(workspace_of(context.node_config, context.run_config)) as site:
+            plan = Plan.read(request.settings)
+            if plan.classes != list(site.settings.classes):
+                raise SiteFault(
+                    "classes-mismatch",
+                    f"the run segments {plan.classes}, site.toml defines {list(site.settings.classes)}: "
+                    "[classes] of site.toml must name the run's classes in the same order",
+                )
+            torch.set_num_threads(site.settings.threads)
+            return Message(answer(site, plan, request, message), reply_to=message)
+
+    return handler
+
+
+def policy_of(context: Context) -> Policy:
+    """What the gate of this node's site lets through."""
+    workspace = workspace_of(context.node_config, context.run_config)
+    settings = load_site(workspace / "site.toml")
+    return Policy(
+        name=settings.name,
+        share=settings.share,
+        min_patients=settings.min_patients,
+        egress=EgressLog(workspace / "egress.jsonl"),
+        log=site_log(workspace, settings.name),
+    )
+
+
+def make_app() -> ClientApp:
+    """The ClientApp with its four messages, behind the gate."""
+    made = ClientApp(mods=[make_gate(policy_of)])
+    made.query("join")(_handle(join))
+    made.train()(_handle(train_round))
+    made.query("assess")(_handle(assess))
+    made.query("annotate")(_handle(annotate))
+    return made
+
+
+app = make_app()

@@ -1,0 +1,61 @@
+"""The run's settings as a site receives them in a request, checked on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from client.faults import SiteFault
+from configs.schema import Network, Preprocess, Query, Sam, Settings, Train
+from strategies.networks import build_network
+from strategies.records import Weights
+
+
+class Plan(Settings):
+    """What a site needs to know of the run."""
+
+    seed: int
+    classes: list[str]
+    preprocess: Preprocess
+    network: Network
+    train: Train
+    sam: Sam
+    query: Query
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any] | None) -> Plan:
+        """Raises SiteFault when the coordinator sent settings that this version does not understand."""
+        try:
+            return cls.model_validate(settings or {})
+        except ValidationError as error:
+            raise SiteFault("bad-request", f"the coordinator's settings are not understood: {error}") from error
+
+
+def network_for(plan: Plan) -> nn.Module:
+    """The run's network, on the CPU, with initial weights that every site and the coordinator can make alike."""
+    network: nn.Module = build_network(
+        plan.network.name,
+        in_channels=plan.preprocess.channels,
+        classes=len(plan.classes),
+        norm=plan.network.norm,
+        dropout=plan.network.dropout,
+        seed=plan.seed,
+    )
+    return network
+
+
+def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
+    """The network with the given weights.
+
+    Raises:
+        SiteFault: names or shapes are not the network's.
+    """
+    try:
+        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+    except RuntimeError as error:
+        raise SiteFault("bad-request", f"the weights that came do not fit {type(network).__name__}: {error}") from error
+    return network

@@ -1,0 +1,204 @@
+"""SAM put together from segment-anything's own parts: the official sizes and the small one, all numbers in one place.
+
+Sources: Kirillov et al., "Segment Anything" (2023), and the sizes of its published checkpoints (vit_b, vit_l, vit_h).
+MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 128 pixels and is trained by
+`simulation/pretrain_sam.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import strategies.torchvision_ops  # noqa: F401  (before segment-anything, which imports torchvision)
+
+from segment_anything.modeling.image_encoder import ImageEncoderViT  # isort: skip
+from segment_anything.modeling.mask_decoder import MaskDecoder  # isort: skip
+from segment_anything.modeling.prompt_encoder import PromptEncoder  # isort: skip
+from segment_anything.modeling.transformer import TwoWayTransformer  # isort: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that make one SAM.
+
+    Attributes:
+        input_px: side of the square image that the encoder takes.
+        patch_px: side of a patch; the embedding has `input_px // patch_px` rows and columns.
+        dim, depth, heads: of the image encoder's transformer.
+        window: side of the windows of local attention in patches, 0 for none; `global_blocks` attend to everything.
+        prompt_dim: channels of the embedding, and of everything in the decoder.
+        mask_channels: hidden channels where a mask is a prompt.
+        decoder_mlp, iou_hidden: hidden units in the mask decoder's transformer and in its IoU head.
+    """
+
+    input_px: int
+    patch_px: int
+    dim: int
+    depth: int
+    heads: int
+    window: int
+    global_blocks: tuple[int, ...]
+    prompt_dim: int
+    mask_channels: int
+    decoder_mlp: int
+    iou_hidden: int
+
+    @property
+    def grid(self) -> int:
+        """Rows, and columns, of the embedding."""
+        return self.input_px // self.patch_px
+
+
+def _official(dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> Size:
+    return Size(
+        input_px=1024,
+        patch_px=16,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        window=14,
+        global_blocks=global_blocks,
+        prompt_dim=256,
+        mask_channels=16,
+        decoder_mlp=2048,
+        iou_hidden=256,
+    )
+
+
+SIZES: dict[str, Size] = {
+    "vit_b": _official(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": _official(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": _official(1280, 32, 16, (7, 15, 23, 31)),
+    "small": Size(
+        input_px=128,
+        patch_px=8,
+        dim=128,
+        depth=4,
+        heads=4,
+        window=0,
+        global_blocks=(),
+        prompt_dim=96,
+        mask_channels=8,
+        decoder_mlp=256,
+        iou_hidden=96,
+    ),
+}
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""Of the red, green and blue values in [0, 255] that SAM was trained on; the small one keeps them."""
+
+
+class Parts(nn.Module):
+    """The three parts of a SAM under their official names, so that official state dictionaries fit."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.image_encoder = ImageEncoderViT(
+            img_size=size.input_px,
+            patch_size=size.patch_px,
+            embed_dim=size.dim,
+            depth=size.depth,
+            num_heads=size.heads,
+            mlp_ratio=4,
+            out_chans=size.prompt_dim,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            use_rel_pos=True,
+            window_size=size.window,
+            global_attn_indexes=size.global_blocks,
+        )
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=size.prompt_dim,
+            image_embedding_size=(size.grid, size.grid),
+            input_image_size=(size.input_px, size.input_px),
+            mask_in_chans=size.mask_channels,
+        )
+        self.mask_decoder = MaskDecoder(
+            transformer_dim=size.prompt_dim,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=size.prompt_dim, num_heads=8, mlp_dim=size.decoder_mlp
+            ),
+            num_multimask_outputs=3,
+            iou_head_depth=3,
+            iou_head_hidden_dim=size.iou_hidden,
+        )
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """Which of `SIZES` a state dictionary belongs to, from its shapes alone; None when it is none of them.
+
+    Every name and every shape must fit: a checkpoint with a part missing or left over is not a SAM.
+    """
+    projection = state.get("image_encoder.patch_embed.proj.weight")
+    if projection is None or projection.ndim != 4:
+        return None
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    for name, size in SIZES.items():
+        if projection.shape == (size.dim, 3, size.patch_px, size.patch_px):
+            with torch.device("meta"):
+                expected = {key: tensor.shape for key, tensor in Parts(size).state_dict().items()}
+            if shapes == expected:
+                return name
+    return None
+
+
+def predict(
+    parts: Parts,
+    embeddings: Tensor,
+    *,
+    boxes: Tensor | None,
+    points: Tensor | None = None,
+    point_labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Masks for prompts that each have an embedding of their own.
+
+    segment-anything's decoder repeats one image's embedding over all prompts; called on a batch of images it mixes
+    them or stops with a size mismatch. So its transformer and its upscaling are called here on batched tensors:
+    prompt p sees embedding p and nothing else.
+
+    Args:
+        parts: the three parts; nothing of them is changed.
+        embeddings: (P, channels, grid, grid), of the image that prompt p is about.
+        boxes: (P, 4) left, top, right, bottom, in pixels of the encoder's input, where pixel i covers [i, i + 1]; or
+            None.
+        points: (P, N, 2) x and y in the same frame, with `point_labels` (P, N): 1 inside, 0 outside, -1 no point; or
+            None.
+
+    Returns:
+        Logits (P, 4, 4·grid, 4·grid) and predicted IoU (P, 4): the mask for an unambiguous prompt first, then the
+        three for an ambiguous one.
+    """
+    decoder, prompts = parts.mask_decoder, parts.prompt_encoder
+    count = embeddings.shape[0]
+    half = 0.5  # the prompt encoder adds it: it takes coordinates of pixel centres
+    clicks = None if points is None or point_labels is None else (points - half, point_labels)
+    sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=None)
+
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(count, -1, -1), sparse], dim=1)
+    position = prompts.get_dense_pe().expand(count, -1, -1, -1)
+    attended, image = decoder.transformer(embeddings + dense, position, tokens)
+
+    upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
+    kernels = torch.stack(
+        [mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )
+    return torch.einsum("pmc,pchw->pmhw", kernels, upscaled), decoder.iou_prediction_head(attended[:, 0])
+
+
+def to_pixels(images: Tensor, size: Size) -> Tensor:
+    """Images (B, 1 or 3, S, S) in [0, 1], S any, as the encoder takes them: (B, 3, input_px, input_px), normalised."""
+    side = (size.input_px, size.input_px)
+    if images.shape[-2:] != side:
+        images = torch.nn.functional.interpolate(
+            images, size=side, mode="bilinear", antialias=True, align_corners=False
+        )
+    images = images.expand(-1, 3, -1, -1)
+    mean, spread = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    return (images * 255 - mean) / spread

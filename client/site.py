@@ -1,0 +1,262 @@
+"""A site's workspace: where things lie, and the images made ready for the network.
+
+    site.toml     settings of this hospital       site.db       pool, requests, labels
+    images.csv    patient, image, path, role, …   cache/        images on the network's grid, SAM embeddings
+    models/       this site's student, teacher    scores/       the last scores of the pool
+    egress.jsonl  every reply that left           worklist/     requests handed to people, and their answers
+    site.log      what happened, with names       pictures/     example predictions, where that is allowed
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.faults import SiteFault
+from client.formats import FORMATS
+from client.formats.image import Image, keyed_hash
+from client.preprocess import VERSION, Geometry, geometry, mask_to_network, to_network
+from client.store import ImageRow, Store
+from configs.files import write_bytes, write_text
+from configs.load import load_site
+from configs.schema import Preprocess
+from configs.schema import Site as SiteSettings
+from strategies.records import Case
+
+ROLES = ("pool", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An image on the network's grid: (S, K, size_px, size_px) float32, and how it lies there."""
+
+    slices: NDArray[np.float32]
+    place: Geometry
+
+
+class Site:
+    """One hospital's workspace, opened for the length of one message."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.settings: SiteSettings = load_site(workspace / "site.toml")
+        self.name = self.settings.name
+        self.log = site_log(workspace, self.name)
+        self.store = Store.at(workspace / "site.db")
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    @property
+    def shares_sums(self) -> bool:
+        return self.settings.share == "updates+sums"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that this site computes on: `auto` is CUDA where it is there."""
+        name = self.settings.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and not torch.cuda.is_available():
+            raise SiteFault("bad-request", 'site.toml asks for device = "cuda", but torch finds no GPU here: set "auto"')
+        return torch.device(name)
+
+    # -------------------------------------------------------------------------------------------------------- images
+
+    def take_in(self, prepare: Preprocess) -> None:
+        """Read every image of images.csv that is not in the pool yet. Repeating it reads nothing twice.
+
+        Raises:
+            SiteFault: images.csv is missing or wrong, or no image is in the pool.
+        """
+        known = {image.id for image in self.store.images()}
+        for row in self._images_csv():
+            identity = keyed_hash(row["image"], key=self.settings.key)
+            if identity in known:
+                continue
+            image = self.read(Path(row["path"]), patient=row["patient"])
+            patient = image.patient  # the keyed hash: from here on nothing knows the identity
+            ready = self._make_ready(identity, image, prepare)
+            cases = [
+                Case(f"{patient}.{identity}.{index:04d}", patient, identity, index) for index in range(len(ready.slices))
+            ]
+            self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
+        if not self.store.images("pool"):
+            raise SiteFault(
+                "bad-data", f"{self.workspace / self.settings.images} has no row with role pool: there is nothing to label"
+            )
+
+    def read(self, path: Path, *, patient: str | None = None) -> Image:
+        """The image at `path` in its own grid; `patient` is the identity to hash, from the file when None."""
+        reader = FORMATS[self.settings.format]
+        return reader.read_image(
+            path,
+            key=self.settings.key,
+            patient=patient,
+            slice_axis=self.settings.slice_axis,
+            window=self.settings.window,
+        )
+
+    def ready(self, image_id: str, prepare: Preprocess) -> Ready:
+        """An image on the network's grid, memory-mapped from the cache; made again when the settings changed."""
+        folder = self._cache(prepare)
+        if not (folder / f"{image_id}.json").exists():
+            row = next(image for image in self.store.images() if image.id == image_id)
+            return self._make_ready(image_id, self.read(Path(row.path)), prepare)
+        place = Geometry(**json.loads((folder / f"{image_id}.json").read_text()))
+        return Ready(np.load(folder / f"{image_id}.npy", mmap_mode="r"), place)
+
+    def truth(self, image: ImageRow) -> NDArray[np.uint8]:
+        """The true mask (slices, rows, columns) of a held-out image, kept on disk after the first reading.
+
+        Raises:
+            SiteFault: the image is in the pool; its truth is nobody's business but the experts'.
+        """
+        if image.role == "pool":
+            raise SiteFault("invariant-broken", f"the truth of pool image {image.id} was asked for")
+        classes = hashlib.sha256(json.dumps(self.settings.classes).encode()).hexdigest()[:8]
+        cached = self.workspace / "cache" / f"truth-{classes}" / f"{image.id}.npy"
+        if not cached.exists():
+            mask = FORMATS[self.settings.format].read_mask(
+                Path(image.truth),
+                self.read(Path(image.path)),
+                classes=self.settings.classes,
+                slice_axis=self.settings.slice_axis,
+            )
+            write_bytes(cached, _npy(mask))
+        loaded: NDArray[np.uint8] = np.load(cached)
+        return loaded
+
+    def _make_ready(self, image_id: str, image: Image, prepare: Preprocess) -> Ready:
+        place = geometry(
+            rows=image.voxels.shape[1],
+            columns=image.voxels.shape[2],
+            in_plane_mm=image.spacing_mm[1:] if image.spacing_mm else None,
+            spacing_mm=prepare.spacing_mm,
+            size_px=prepare.size_px,
+        )
+        slices = to_network(
+            image.voxels,
+            place,
+            channels=prepare.channels,
+            low_percentile=prepare.low_percentile,
+            high_percentile=prepare.high_percentile,
+        )
+        folder = self._cache(prepare)
+        write_bytes(folder / f"{image_id}.npy", _npy(slices))
+        write_text(folder / f"{image_id}.json", json.dumps(asdict(place)))
+        return Ready(slices, place)
+
+    def _cache(self, prepare: Preprocess) -> Path:
+        what = {"version": VERSION, "axis": self.settings.slice_axis, "window": self.settings.window}
+        text = json.dumps({**prepare.model_dump(), **what}, sort_keys=True)
+        return self.workspace / "cache" / f"slices-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def _images_csv(self) -> list[dict[str, str]]:
+        path = self.workspace / self.settings.images
+        try:
+            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+        except OSError as error:
+            raise SiteFault("bad-data", f"cannot read {path}: {error.strerror}; it lists this site's images") from error
+        faults = []
+        for number, row in enumerate(rows, start=2):
+            missing = [column for column in ("patient", "path", "role") if not row.get(column)]
+            if missing:
+                faults.append(f"line {number}: no {', '.join(missing)}")
+            elif row["role"] not in ROLES:
+                faults.append(f"line {number}: role is {row['role']!r}, not one of {', '.join(ROLES)}")
+            elif row["role"] != "pool" and not row.get("truth"):
+                faults.append(f"line {number}: a {row['role']} image needs the path of its mask in column truth")
+        roles: dict[str, set[str]] = {}
+        lines_of: dict[str, list[int]] = {}
+        for number, row in enumerate(rows, start=2):
+            roles.setdefault(row["patient"], set()).add(row["role"])
+            lines_of.setdefault(row["patient"], []).append(number)
+        torn = [lines[0] for patient, lines in lines_of.items() if len(roles[patient]) > 1]
+        faults += [f"line {line}: its patient stands on two sides of a split; give all rows of a patient one role" for line in torn]
+        names = [row.get("image") or row.get("path") for row in rows]
+        faults += [f"image {name} is listed twice" for name in sorted({n for n in names if n and names.count(n) > 1})]
+        if faults or not rows:
+            raise SiteFault("bad-data", f"{path} is not usable: " + ("; ".join(faults) or "it has no rows"))
+        columns = ("patient", "path", "role", "truth")
+        # Without a name the path names an image; a name lets the files move without becoming other cases.
+        return [{key: row.get(key) or "" for key in columns} | {"image": row.get("image") or row["path"]} for row in rows]
+
+
+class Slices:
+    """Cases as tensors on the network's grid, read from the memory-mapped cache when they are asked for."""
+
+    def __init__(self, site: Site, prepare: Preprocess) -> None:
+        self._site, self._prepare = site, prepare
+        self._open: dict[str, Ready] = {}
+
+    def image(self, image_id: str) -> Ready:
+        if image_id not in self._open:
+            self._open[image_id] = self._site.ready(image_id, self._prepare)
+        return self._open[image_id]
+
+    def take(self, cases: Sequence[Case]) -> Tensor:
+        """(B, K, size_px, size_px) float32 on the CPU."""
+        return torch.from_numpy(np.stack([self.image(case.image).slices[case.index] for case in cases]))
+
+    def labels(self, cases: Sequence[Case]) -> Tensor:
+        """The experts' masks of labelled cases, (B, size_px, size_px) uint8."""
+        masks = [mask_to_network(self._site.store.label(case.id), self.image(case.image).place) for case in cases]
+        return torch.from_numpy(np.stack(masks))
+
+
+def site_log(workspace: Path, name: str) -> logging.Logger:
+    """The site's own log, in `site.log`: it may name files and cases, and never leaves."""
+    log = logging.getLogger(f"wardround.site.{name}.{hashlib.sha256(str(workspace).encode()).hexdigest()[:8]}")
+    if not log.handlers:
+        handler = logging.FileHandler(workspace / "site.log", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log
+
+
+def workspace_of(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> Path:
+    """The workspace a Flower node serves.
+
+    A hospital's SuperNode names it: `--node-config 'site="/absolute/path"'`. A simulated node has a `partition-id`; it
+    serves the folder of that rank, by name, under `sites` of the run's folder (`run-dir` in the run's configuration).
+    """
+    if "site" in node_config:
+        return Path(str(node_config["site"]))
+    if "partition-id" in node_config and run_config.get("run-dir"):
+        folders = sorted(path.parent for path in (Path(str(run_config["run-dir"])) / "sites").glob("*/site.toml"))
+        rank = int(node_config["partition-id"])
+        if rank < len(folders):
+            return folders[rank]
+        raise SiteFault(
+            "bad-request", f"this is simulated node {rank}, but the run has {len(folders)} sites: set num-supernodes to that"
+        )
+    raise SiteFault(
+        "bad-request",
+        "this node does not know its workspace: start the SuperNode with --node-config 'site=\"/absolute/path\"', "
+        "or the simulation with --run-config 'run-dir=\"/absolute/path\"'",
+    )
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

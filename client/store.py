@@ -1,0 +1,341 @@
+"""The site's durable state: patients' images, cases, requests, labels and grants, in SQLite (or any SQLAlchemy URL).
+
+A case moves `unlabelled → requested → labelled` (or `skipped`, with a reason) and never back; `validation` and `test`
+cases stay what they are. Every movement is one transaction, so a kill at any line leaves a consistent pool, and
+`check_conserved` states what must always hold. Label masks lie in the database itself: a label and its case's state
+change together or not at all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, create_engine, event, func, select, update
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from client.faults import SiteFault
+from strategies.records import Case, Choice
+
+SCHEMA = 1
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class _Meta(_Base):
+    __tablename__ = "meta"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class _Image(_Base):
+    __tablename__ = "images"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    patient: Mapped[str] = mapped_column(index=True)
+    path: Mapped[str]
+    role: Mapped[str]
+    truth: Mapped[str]
+    slices: Mapped[int]
+
+
+class _Case(_Base):
+    __tablename__ = "cases"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    patient: Mapped[str] = mapped_column(index=True)
+    image: Mapped[str] = mapped_column(ForeignKey("images.id"), index=True)
+    index: Mapped[int]
+    state: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str] = mapped_column(default="")
+
+
+class _Grant(_Base):
+    __tablename__ = "grants"
+    run: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    cases: Mapped[int]
+    requested: Mapped[int]
+
+
+class _Request(_Base):
+    __tablename__ = "requests"
+    __table_args__ = (UniqueConstraint("case"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case: Mapped[str] = mapped_column(ForeignKey("cases.id"))
+    run: Mapped[str]
+    number: Mapped[int]
+    tick: Mapped[int]
+    rank: Mapped[int]
+    score: Mapped[float]
+    reason: Mapped[str]
+    problem: Mapped[str] = mapped_column(default="")
+
+
+class _Label(_Base):
+    __tablename__ = "labels"
+    case: Mapped[str] = mapped_column(ForeignKey("cases.id"), primary_key=True)
+    run: Mapped[str]
+    cycle: Mapped[int]
+    tick: Mapped[int]
+    annotator: Mapped[str]
+    rows: Mapped[int]
+    columns: Mapped[int]
+    mask: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of the site. `truth` is the mask's path for held-out patients and empty for the pool."""
+
+    id: str
+    patient: str
+    path: str
+    role: str
+    truth: str
+    slices: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """An open question to the experts: which case, since when, why, and what was wrong with the last answer."""
+
+    case: Case
+    number: int
+    tick: int
+    rank: int
+    score: float
+    reason: str
+    problem: str
+
+
+class Store:
+    """The site's database. Methods are transactions; each can be repeated without harm."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        _Base.metadata.create_all(self._engine)
+        with self._session() as session:
+            found = session.get(_Meta, "schema")
+            if found is None:
+                session.add(_Meta(key="schema", value=str(SCHEMA)))
+            elif found.value != str(SCHEMA):
+                raise SiteFault(
+                    "storage",
+                    f"the site's database has schema {found.value}, this wardround reads schema {SCHEMA}: "
+                    "install the version that wrote it, or start a new workspace",
+                )
+
+    @classmethod
+    def at(cls, path: Path) -> Store:
+        """The SQLite database in file `path`, made when absent."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{path}")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -------------------------------------------------------------------------------------------------------- images
+
+    def add_image(self, image: ImageRow, cases: Sequence[Case]) -> None:
+        """Take an image and its cases into the pool (or the held-out sets); an image already there is left alone."""
+        state = "unlabelled" if image.role == "pool" else image.role
+        with self._session() as session:
+            if session.get(_Image, image.id) is not None:
+                return
+            session.add(_Image(**vars(image)))
+            session.flush()
+            session.add_all(_Case(id=c.id, patient=c.patient, image=c.image, index=c.index, state=state) for c in cases)
+
+    def images(self, *roles: str) -> list[ImageRow]:
+        """Images with one of the roles (all when none is given), by id."""
+        query = select(_Image).order_by(_Image.id)
+        if roles:
+            query = query.where(_Image.role.in_(roles))
+        with self._session() as session:
+            return [
+                ImageRow(id=i.id, patient=i.patient, path=i.path, role=i.role, truth=i.truth, slices=i.slices)
+                for i in session.scalars(query)
+            ]
+
+    def cases(self, *states: str) -> list[Case]:
+        """Cases in one of the states (all when none is given), by id."""
+        query = select(_Case).order_by(_Case.id)
+        if states:
+            query = query.where(_Case.state.in_(states))
+        with self._session() as session:
+            return [_case(c) for c in session.scalars(query)]
+
+    def counts(self) -> dict[str, int]:
+        """State to number of cases."""
+        with self._session() as session:
+            return dict(session.execute(select(_Case.state, func.count()).group_by(_Case.state)).tuples().all())
+
+    def skip(self, case_ids: Iterable[str], *, reason: str) -> None:
+        """Set unlabelled cases aside for a stated reason; they are never scored or asked for again."""
+        with self._session() as session:
+            session.execute(
+                update(_Case)
+                .where(_Case.id.in_(list(case_ids)), _Case.state == "unlabelled")
+                .values(state="skipped", reason=reason)
+            )
+
+    # ------------------------------------------------------------------------------------------------------ requests
+
+    def granted(self, run: str, number: int) -> int | None:
+        """How many cases were requested under a grant, or None while it has not been carried out."""
+        with self._session() as session:
+            grant = session.get(_Grant, (run, number))
+            return None if grant is None else grant.requested
+
+    def request(self, run: str, number: int, *, cases: int, choices: Sequence[Choice], tick: int) -> int:
+        """Carry out a grant once: its choices become requests and its cases `requested`. Repeats change nothing."""
+        with self._session() as session:
+            grant = session.get(_Grant, (run, number))
+            if grant is not None:
+                return grant.requested
+            for rank, choice in enumerate(choices, start=1):
+                moved = session.execute(
+                    update(_Case)
+                    .where(_Case.id == choice.case_id, _Case.state == "unlabelled")
+                    .values(state="requested")
+                    .returning(_Case.id)
+                ).all()
+                if len(moved) != 1:
+                    raise SiteFault("invariant-broken", f"case {choice.case_id} was chosen but is not unlabelled")
+                session.add(
+                    _Request(
+                        case=choice.case_id,
+                        run=run,
+                        number=number,
+                        tick=tick,
+                        rank=rank,
+                        score=choice.score,
+                        reason=choice.reason,
+                    )
+                )
+            session.add(_Grant(run=run, number=number, cases=cases, requested=len(choices)))
+            return len(choices)
+
+    def open_requests(self) -> list[Request]:
+        """Requests without a label yet, oldest and best first."""
+        query = (
+            select(_Request, _Case)
+            .join(_Case, _Case.id == _Request.case)
+            .where(_Case.state == "requested")
+            .order_by(_Request.id)
+        )
+        with self._session() as session:
+            return [
+                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem)
+                for r, c in session.execute(query).tuples()
+            ]
+
+    def is_requested(self, case_id: str) -> bool:
+        with self._session() as session:
+            case = session.get(_Case, case_id)
+            return case is not None and case.state == "requested"
+
+    def set_problem(self, case_id: str, problem: str) -> None:
+        """Note what was wrong with an answer; an empty text clears it. The request stays open."""
+        with self._session() as session:
+            session.execute(update(_Request).where(_Request.case == case_id).values(problem=problem))
+
+    # -------------------------------------------------------------------------------------------------------- labels
+
+    def add_label(
+        self, case_id: str, mask: NDArray[np.uint8], *, run: str, cycle: int, tick: int, annotator: str
+    ) -> None:
+        """Store a label, (rows, columns) uint8, and move its case to `labelled`, together.
+
+        Raises:
+            SiteFault: the case was never requested; taking it would let a label in that nobody granted.
+        """
+        with self._session() as session:
+            case = session.get(_Case, case_id)
+            if case is None or case.state != "requested":
+                raise SiteFault(
+                    "invariant-broken", f"a label came for case {case_id}, which is {case.state if case else 'unknown'}"
+                )
+            case.state = "labelled"
+            rows, columns = mask.shape
+            session.add(
+                _Label(
+                    case=case_id,
+                    run=run,
+                    cycle=cycle,
+                    tick=tick,
+                    annotator=annotator,
+                    rows=rows,
+                    columns=columns,
+                    mask=zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes()),
+                )
+            )
+            session.execute(update(_Request).where(_Request.case == case_id).values(problem=""))
+
+    def label(self, case_id: str) -> NDArray[np.uint8]:
+        """The expert's mask of a labelled case, (rows, columns), on the original grid."""
+        with self._session() as session:
+            row = session.get(_Label, case_id)
+            if row is None:
+                raise KeyError(case_id)
+            return np.frombuffer(zlib.decompress(row.mask), dtype=np.uint8).reshape(row.rows, row.columns).copy()
+
+    def received(self, run: str, cycle: int) -> int:
+        """Labels that arrived while the run was in `cycle`: a sum, so asking twice gives the same."""
+        with self._session() as session:
+            query = select(func.count()).select_from(_Label).where(_Label.run == run, _Label.cycle == cycle)
+            return int(session.scalar(query) or 0)
+
+    # ---------------------------------------------------------------------------------------------------- invariants
+
+    def check_conserved(self) -> None:
+        """The pool adds up: every case has one state, and labels, requests and states tell the same story.
+
+        Raises:
+            SiteFault: with code `invariant-broken` and the numbers that disagree.
+        """
+        with self._session() as session:
+            slices = int(session.scalar(select(func.coalesce(func.sum(_Image.slices), 0))) or 0)
+            cases = int(session.scalar(select(func.count()).select_from(_Case)) or 0)
+            by_state = dict(session.execute(select(_Case.state, func.count()).group_by(_Case.state)).tuples().all())
+            labels = int(session.scalar(select(func.count()).select_from(_Label)) or 0)
+            requests = int(session.scalar(select(func.count()).select_from(_Request)) or 0)
+        asked = by_state.get("requested", 0) + by_state.get("labelled", 0)
+        for what, left, right in (
+            ("slices of all images and cases", slices, cases),
+            ("labels stored and cases labelled", labels, by_state.get("labelled", 0)),
+            ("requests made and cases requested or labelled", requests, asked),
+        ):
+            if left != right:
+                raise SiteFault("invariant-broken", f"the pool does not add up: {what} are {left} and {right}")
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+
+def _case(row: _Case) -> Case:
+    return Case(id=row.id, patient=row.patient, image=row.image, index=row.index)
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection, _record) -> None:  # type: ignore[no-untyped-def]
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.close()
+
+    return engine

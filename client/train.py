@@ -1,0 +1,190 @@
+"""One round of local training: a fixed number of steps from the global weights, on labelled and unlabelled cases.
+
+    loss = supervised + λ(t)·consistency + μ·λ(T − t)·SAM + ½·mu_prox·‖w − w_global‖²
+
+Time t counts the local steps since the start of the run and comes with the message, so no ramp starts again at a round.
+The optimiser is new in every round; the student's update crosses, the EMA teacher stays here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.plan import Plan, load_weights, network_for
+from client.sam_teacher import SamTeacher
+from client.site import Site, Slices
+from strategies.randomness import derive, numpy_rng, torch_generator
+from strategies.records import Case, Weights
+from strategies.semi import FRAMEWORKS, Batch, Framework
+from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
+from strategies.semi.losses import IGNORE
+from strategies.semi.mean_teacher import make_teacher, update_teacher
+from strategies.semi.ramps import ramp_down, ramp_up
+from strategies.semi.sam_target import sam_loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round leaves: the student and the teacher (on the CPU), mean losses by term, and what it learned from."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
+    losses: dict[str, float]
+    labelled: int
+    unlabelled: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class When:
+    """Where a round is in the run; everything random follows from the seed and from this."""
+
+    cycle: int
+    round: int
+    step: int
+    total_steps: int
+
+
+def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict[str, Tensor] | None) -> Trained:
+    """Train a round from the global `weights`; `teacher` is the site's own from the round before, or None at the start.
+
+    Raises:
+        FloatingPointError: the loss or the weights are no longer finite.
+        SiteFault: the weights or settings don't fit.
+    """
+    started = time.monotonic()
+    framework = FRAMEWORKS[plan.train.framework]
+    labelled = site.store.cases("labelled")
+    unlabelled = site.store.cases("unlabelled", "requested")
+    student = load_weights(network_for(plan), weights).to(site.device).train()
+    average = _teacher(student, teacher) if framework.uses_teacher else None
+    draw = _Draw(site, plan, when, framework, labelled, unlabelled)
+    sam = SamTeacher(site, plan, unlabelled, draw.slices) if _uses_sam(plan, framework, unlabelled) else None
+    anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
+    optimiser = torch.optim.AdamW(student.parameters(), plan.train.learning_rate, weight_decay=plan.train.weight_decay)
+    totals: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
+        torch.manual_seed(derive(plan.seed, site.name, when.cycle, when.round, "dropout"))
+        for index, (batch, cases) in enumerate(draw.batches()):
+            step = when.step + index
+            outcome = framework.terms(batch, student, average, generator=draw.generator)
+            terms = dict(outcome.losses)
+            if sam is not None and index % plan.sam.every == 0:
+                assert outcome.teacher_probs is not None
+                assert outcome.logits_unlabelled is not None
+                assert batch.unlabelled is not None
+                target = sam.target(cases, batch.unlabelled, outcome.teacher_probs)
+                target = target if batch.warp is None else batch.warp.labels(target, outside=IGNORE)
+                terms["sam"] = sam_loss(outcome.logits_unlabelled, target)
+            if anchor:
+                terms["proximal"] = _distance(student, anchor)
+            total = _weighted(terms, plan, step, when.total_steps)
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if average is not None:
+                update_teacher(average, student, step)
+            for name, value in {**terms, "total": total}.items():
+                totals.setdefault(name, []).append(value.detach())
+    losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+    for name, value in losses.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the {name} loss became {value} in cycle {when.cycle}, round {when.round}")
+    return Trained(
+        student=_state(student),
+        teacher=None if average is None else _state(average),
+        losses=losses,
+        labelled=len(labelled),
+        unlabelled=len(unlabelled),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _weighted(terms: dict[str, Tensor], plan: Plan, step: int, total_steps: int) -> Tensor:
+    """The total loss at time `step`."""
+    length = max(1.0, plan.train.ramp_fraction * total_steps)
+    factors = {
+        "supervised": 1.0,
+        "consistency": ramp_up(step, length=length, peak=plan.train.consistency_weight),
+        "sam": plan.sam.weight * ramp_down(step, total=total_steps, length=length),
+        "proximal": plan.train.proximal_mu / 2,
+    }
+    return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
+
+
+def _uses_sam(plan: Plan, framework: Framework, unlabelled: Sequence[Case]) -> bool:
+    return plan.sam.enabled and plan.sam.weight > 0 and framework.uses_teacher and bool(unlabelled)
+
+
+def _teacher(student: nn.Module, state: dict[str, Tensor] | None) -> nn.Module:
+    teacher = make_teacher(student)
+    if state is not None:
+        teacher.load_state_dict(state)
+    return teacher
+
+
+def _distance(student: nn.Module, anchor: Sequence[Tensor]) -> Tensor:
+    """‖w − w_global‖² (FedProx, Li et al., MLSys 2020)."""
+    return torch.stack([(w - w0).square().sum() for w, w0 in zip(student.parameters(), anchor, strict=True)]).sum()
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+class _Draw:
+    """The batches of a round: cases in shuffled passes, augmented on the device."""
+
+    def __init__(
+        self,
+        site: Site,
+        plan: Plan,
+        when: When,
+        framework: Framework,
+        labelled: Sequence[Case],
+        unlabelled: Sequence[Case],
+    ) -> None:
+        self.slices = Slices(site, plan.preprocess)
+        self.generator = torch_generator(plan.seed, site.name, when.cycle, when.round, "augment")
+        self._rng = numpy_rng(plan.seed, site.name, when.cycle, when.round, "batches")
+        self._plan, self._device = plan, site.device
+        self._labelled = labelled
+        self._unlabelled = unlabelled if framework.uses_unlabelled else []
+        self._masks = self.slices.labels(labelled)
+
+    def batches(self) -> Iterator[tuple[Batch, list[Case]]]:
+        """`local_steps` batches, each with the unlabelled cases in it."""
+        train = self._plan.train
+        of_labelled = _passes(len(self._labelled), train.batch_labelled, train.local_steps, self._rng)
+        of_unlabelled = _passes(len(self._unlabelled), train.batch_unlabelled, train.local_steps, self._rng)
+        for rows, others in zip(of_labelled, of_unlabelled, strict=True):
+            images = self.slices.take([self._labelled[row] for row in rows]).to(self._device)
+            labels = self._masks[torch.from_numpy(rows)].to(self._device, torch.int64)
+            cases = [self._unlabelled[row] for row in others]
+            unlabelled = self.slices.take(cases).to(self._device) if cases else None
+            warp, intensity = self._view(images)
+            if warp is not None and intensity is not None:
+                images, labels = intensity.images(warp.images(images)), warp.labels(labels)
+            warp, intensity = (None, None) if unlabelled is None else self._view(unlabelled)
+            yield Batch(images, labels, unlabelled, warp, intensity), cases
+
+    def _view(self, images: Tensor) -> tuple[Warp | None, Intensity | None]:
+        if not self._plan.train.augment:
+            return None, None
+        size = (images.shape[-2], images.shape[-1])
+        warp = draw_warp(len(images), size=size, generator=self.generator, flip=self._plan.train.flip)
+        return warp, draw_intensity(tuple(images.shape), generator=self.generator)
+
+
+def _passes(count: int, batch: int, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """`steps` batches of row numbers: the rows in shuffled passes, so that none is seen twice before all were seen once."""
+    if count == 0:
+        return [np.zeros(0, dtype=np.int64)] * steps
+    passes = [rng.permutation(count) for _ in range(-(-batch * steps // count))]
+    return list(np.concatenate(passes)[: batch * steps].reshape(steps, batch))

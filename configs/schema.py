@@ -1,0 +1,264 @@
+"""Typed settings of a run. A configuration is values: everything a run does follows from one TOML file and its overrides.
+
+`load` (in `configs/load.py`) reads a file and reports all faults at once; the models here say what is allowed.
+Every field's description is shown by `wardround check --explain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
+"""Names become folders: no path, no leading dot."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Phantom(Settings):
+    """Synthetic hospitals, written as DICOM by `simulation/phantom.py`; used when `data.format = "phantom"`."""
+
+    hospitals: Positive = Field(4, description="how many hospitals; each has its own scanner, size and case mix")
+    patients: list[Positive] = Field([12], description="patients per hospital; one number for all, or one each")
+    slices: Positive = Field(8, description="slices per patient")
+    size_px: Positive = Field(96, description="rows and columns of a slice")
+
+
+class Data(Settings):
+    """Where images and the truth for simulated experts come from."""
+
+    format: Literal["phantom", "dicom", "nifti", "picture"] = Field("phantom", description="kind of files")
+    root: str = Field("", description='folder of the set, e.g. "${WARDROUND_DATA}/acdc"; not needed for phantoms')
+    index: str = Field("index.csv", description="table of cases under root: case or patient, optional site")
+    slice_axis: Literal[0, 1, 2] = Field(2, description="NIfTI axis that is cut into slices; DICOM keeps its own slices")
+    window: tuple[float, float] | None = Field(None, description="DICOM: [centre, width] to apply; none by default")
+    phantom: Phantom = Phantom()
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> Data:
+        if self.format != "phantom" and not self.root:
+            raise ValueError(f'root is empty: format = "{self.format}" needs the folder that holds the images')
+        return self
+
+
+class Split(Settings):
+    """How patients are spread over sites, and which are held out. Patients never stand on two sides of a split."""
+
+    sites: Literal["column", "dirichlet", "size", "scanner"] = Field(
+        "column",
+        description="column: the index's site column; dirichlet: label skew; size: size skew; scanner: equal parts, "
+        "each seen through an appearance of its own",
+    )
+    count: Positive = Field(4, description="number of sites where the split makes them")
+    alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="Dirichlet concentration: small is skewed")
+    split_seed: Count = Field(0, description="draws sites and held-out patients; does not move with seed")
+    test_fraction: Fraction = Field(0.25, description="share of each site's patients held out for test")
+    validation_fraction: Fraction = Field(0.15, description="share of each site's patients for validation")
+
+
+class Preprocess(Settings):
+    """From a file's grid to the network's grid; invertible, and the same everywhere."""
+
+    size_px: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="side of the network's input")
+    channels: Literal[1, 3] = Field(1, description="1: grey (colour is averaged); 3: RGB pictures")
+    spacing_mm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="resample in-plane to this pixel size before fit and pad; none: scale to fit"
+    )
+    low_percentile: Annotated[float, Field(ge=0, lt=50)] = Field(0.5, description="intensity clip, per image")
+    high_percentile: Annotated[float, Field(gt=50, le=100)] = Field(99.5, description="intensity clip, per image")
+
+
+class Network(Settings):
+    """The specialist that is trained."""
+
+    name: Literal["unet_tiny", "unet_small", "unet"] = Field("unet", description="MONAI UNet: 0.1, 0.4, 1.6 M parameters")
+    norm: Literal["instance", "group"] = Field("instance", description="normalisation; never BatchNorm")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout, needed above 0 by bald")
+
+
+class Train(Settings):
+    """Local training; a round is a fixed number of local steps."""
+
+    framework: Literal["supervised", "mean_teacher"] = Field("mean_teacher", description="semi-supervised framework")
+    rounds_per_cycle: Positive = Field(3, description="federated rounds in a cycle")
+    local_steps: Positive = Field(20, description="gradient steps a site takes in a round")
+    batch_labelled: Positive = Field(8, description="labelled images in a batch")
+    batch_unlabelled: Positive = Field(8, description="unlabelled images in a batch, for semi-supervised frameworks")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
+    consistency_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="lambda_max of the ramp")
+    ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of all steps in which it ramps up")
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.0, description="FedProx term; 0 is FedAvg")
+    augment: bool = Field(True, description="random flips, rotation, scale and intensity")
+    flip: bool = Field(True, description="mirror images when augmenting; false where a side tells classes apart")
+    max_update_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="clip the update to this L2 norm")
+
+
+class Sam(Settings):
+    """SAM's help: a frozen promptable generalist whose masks are one more consistency target."""
+
+    enabled: bool = Field(True, description="whether SAM takes part (not with supervised training)")
+    checkpoint: str = Field("small", description='"small" (shipped) or the path of an official checkpoint')
+    weight: Annotated[float, Field(ge=0)] = Field(0.3, description="mu: weight of the SAM term before its ramp")
+    every: Positive = Field(1, description="ask SAM at every n-th step only")
+    min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU")
+    min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component")
+
+
+class Query(Settings):
+    """Which cases a site asks its experts for."""
+
+    strategy: str = Field("entropy", description="e.g. random, random_fg, entropy, bald, coreset, entropy+stochastic")
+    unit: Literal["slice"] = Field("slice", description="what an expert annotates at a time")
+    model: Literal["global", "local", "both"] = Field("global", description="whose prediction is scored")
+    passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald")
+    power_beta: Annotated[float, Field(gt=0)] = Field(1.0, description="beta of the power wrapper")
+
+
+class Budget(Settings):
+    """How many cases experts are asked for."""
+
+    rule: Literal["fixed", "proportional"] = Field("fixed", description="per site equal, or by pool size")
+    cold_start: Positive = Field(4, description="cases per site before any training")
+    per_cycle: Count = Field(4, description="cases per site and cycle after it (on average, when proportional)")
+
+
+class Federation(Settings):
+    """The coordinator's side of the loop."""
+
+    cycles: Positive = Field(4, description="train, assess, grant, annotate: how often")
+    restart: Literal["continue", "initial"] = Field("continue", description="weights each cycle starts from")
+    aggregate: Literal["mean", "median", "trimmed_mean"] = Field("mean", description="how updates become one")
+    weighting: Literal["labelled", "equal"] = Field("labelled", description="weight of a site's update")
+    server_optimiser: Literal["none", "momentum", "adam"] = Field("none", description="step on the aggregated update")
+    server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="of the server's step")
+    min_sites: Positive = Field(1, description="with fewer replies than this a step fails")
+    quorum: Fraction = Field(1.0, description="share of granted labels that ends the waiting")
+    deadline_polls: Positive = Field(3, description="ask for outstanding labels at most this often, then go on")
+    poll_seconds: Annotated[float, Field(ge=0)] = Field(0.0, description="pause between polls; 0 for simulated experts")
+    reply_timeout_s: Annotated[float, Field(gt=0)] = Field(3600.0, description="a site that has not replied by then is late")
+
+
+class Privacy(Settings):
+    """What may leave a site."""
+
+    share: Literal["updates", "updates+sums"] = Field("updates+sums", description="updates alone, or gated sums as well")
+    min_patients: Positive = Field(1, description="a metric over fewer patients is withheld")
+
+
+class Experts(Settings):
+    """Simulated experts: the labels they give and when."""
+
+    boundary_px: Annotated[float, Field(ge=0)] = Field(0.0, description="size of smooth boundary errors, in pixels")
+    delay: Count = Field(0, description="most ticks (rounds or polls) between request and label; drawn per case")
+    absence: Fraction = Field(0.0, description="probability that a site's expert is away for a cycle")
+
+
+class Run(Settings):
+    """All settings of a run."""
+
+    name: str = Field("run", pattern=NAME, description="name of the run and its folder")
+    seed: Count = Field(0, description="of everything random but the split")
+    threads: Positive = Field(2, description="CPU threads of torch; results are compared at equal counts")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when it is there")
+    save_pictures: bool = Field(False, description="write example predictions for the report: synthetic or public images only")
+    classes: dict[str, int | list[str]] = Field(
+        description="class name to label value (NIfTI, pictures) or to RTSTRUCT ROI / SEG segment names with wildcards"
+    )
+    data: Data = Data()
+    split: Split = Split()
+    preprocess: Preprocess = Preprocess()
+    network: Network = Network()
+    train: Train = Train()
+    sam: Sam = Sam()
+    query: Query = Query()
+    budget: Budget = Budget()
+    federation: Federation = Federation()
+    privacy: Privacy = Privacy()
+    experts: Experts = Experts()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Run:
+        faults = [*_faults_of_classes(self.classes, self.data.format), *self._faults_of_data(), *self._faults_of_learning()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _faults_of_data(self) -> Iterator[str]:
+        if self.split.test_fraction + self.split.validation_fraction >= 1:
+            yield "split.test_fraction + split.validation_fraction must stay below 1: no patient is left to train on"
+        if self.split.sites == "scanner" and self.data.format in ("phantom", "dicom"):
+            yield 'split.sites = "scanner" restyles NIfTI and pictures; for DICOM use "column"'
+        phantom = self.data.phantom
+        if self.data.format == "phantom":
+            if len(phantom.patients) not in (1, phantom.hospitals):
+                yield f"data.phantom.patients lists {len(phantom.patients)} numbers for {phantom.hospitals} hospitals: one, or one each"
+            if min(phantom.patients, default=3) < 3:
+                yield "data.phantom.patients must be at least 3: one to train on, one for validation, one for test"
+        if self.data.window is not None and self.data.window[1] <= 0:
+            yield "data.window is [centre, width], and the width must be above 0"
+
+    def _faults_of_learning(self) -> Iterator[str]:
+        if self.query.strategy.startswith("bald") and self.network.dropout == 0:
+            yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        federation = self.federation
+        if federation.server_optimiser == "adam" and federation.server_learning_rate > 0.1:
+            yield (
+                f"federation.server_learning_rate = {federation.server_learning_rate:g} moves every weight by about that much in "
+                'each round with server_optimiser = "adam": 0.001 to 0.1 is usual'
+            )
+        if self.privacy.share == "updates" and self.budget.rule != "fixed":
+            yield 'budget.rule must be "fixed" where privacy.share = "updates": sites then tell nothing of their pools'
+
+    @property
+    def class_names(self) -> list[str]:
+        """Foreground class names; class c of a label map (1-based) is `class_names[c - 1]`."""
+        return list(self.classes)
+
+
+def _faults_of_classes(classes: dict[str, int | list[str]], format: str) -> Iterator[str]:
+    """What is wrong with [classes] for files of this format."""
+    if not classes:
+        yield "classes is empty: name at least one structure to segment"
+    numbers: dict[int, str] = {}
+    for name, value in classes.items():
+        if isinstance(value, int):
+            if format == "dicom":
+                yield f'classes.{name} = {value} is a number, but DICOM masks have names: e.g. {name} = ["{name}*"]'
+            elif not 1 <= value <= 254:
+                yield f"classes.{name} = {value}: label values go from 1 to 254"
+            elif value in numbers:
+                yield f"classes.{numbers[value]} and classes.{name} both claim the label value {value}"
+            numbers.setdefault(value, name)
+        elif format in ("nifti", "picture"):
+            yield f"classes.{name} lists ROI names, but {format} masks hold numbers: e.g. {name} = 1"
+        elif not value:
+            yield f"classes.{name} lists no ROI or segment name"
+
+
+class Site(Settings):
+    """Settings of one hospital, in `site.toml` of its workspace; never sent anywhere."""
+
+    name: str = Field(pattern=NAME, description="how the federation knows this site")
+    key: str = Field(min_length=32, description="secret of the keyed hashes that stand for patients")
+    format: Literal["dicom", "nifti", "picture"]
+    images: str = Field("images.csv", description="table of this site's images: patient, path, role, truth")
+    slice_axis: Literal[0, 1, 2] = 2
+    window: tuple[float, float] | None = None
+    classes: dict[str, int | list[str]] = Field(description="class name to label value or ROI names in this site's files")
+    annotator: Literal["oracle", "folder"] = Field("folder", description="who answers requests")
+    share: Literal["updates", "updates+sums"] = "updates"
+    min_patients: Positive = 5
+    sam_checkpoint: str = Field("small", description='"small" or the path of a checkpoint at this site')
+    save_pictures: bool = False
+    threads: Positive = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"

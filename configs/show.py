@@ -1,0 +1,37 @@
+"""`wardround check`: says that a configuration is fine, or explains every key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.load import explain, load
+
+
+def check(path: Path | None, overrides: Sequence[str], console: Console, *, explained: bool) -> None:
+    """Validate `path` and say in two lines what it would run; with `explained` list all keys.
+
+    Raises:
+        ConfigError: with all faults at once.
+    """
+    if explained:
+        table = Table("key", "type", "default", "meaning", title="Settings of a run")
+        for row in explain():
+            table.add_row(*(Text(text) for text in (row.key, row.type, row.default, row.description)))
+        console.print(table)
+    if path is None:
+        return
+    run = load(path, overrides)
+    federation, train, budget = run.federation, run.train, run.budget
+    sam = "with SAM" if run.sam.enabled and train.framework != "supervised" else "without SAM"
+    steps = federation.cycles * train.rounds_per_cycle * train.local_steps
+    console.print(f"{path} is valid: run {run.name!r}, seed {run.seed}, classes {', '.join(run.classes)}.", highlight=False)
+    console.print(
+        f"{federation.cycles} cycles of {train.rounds_per_cycle} rounds, {steps} steps a site, {train.framework} {sam}; "
+        f"query {run.query.strategy}, {budget.cold_start} cases a site to begin with, {budget.per_cycle} more each cycle.",
+        highlight=False,
+    )

@@ -1,0 +1,1 @@
+"""The coordinator: asks the sites, aggregates their updates, hands out the expert budget, keeps the record."""

@@ -1,0 +1,155 @@
+"""The Flower ServerApp: reads the configuration, puts the parts together, starts the rounds.
+
+It finds the run's folder in the run configuration (`run-dir`, absolute), because a Flower app's code is unpacked
+somewhere else and its working directory is not the project.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from configs.files import locked
+from configs.load import load
+from configs.schema import Run
+from server.checkpoint import Ledger, State, save_weights
+from server.history import History, event
+from server.progress import progress_for
+from server.rounds import Federation, run_rounds
+from server.sites import FederationFault, join
+from strategies.networks import build_network
+from strategies.records import Weights
+
+JOIN_SECONDS = 120.0
+"""How long to wait for the expected sites before starting with those that are there."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or go on with, the run in `run-dir`."""
+    folder = context.run_config.get("run-dir")
+    if not folder:
+        raise FederationFault(
+            "the run configuration names no run-dir: prepare a run with `wardround simulate CONFIG --prepare`, then "
+            "`flwr run . --run-config 'run-dir=\"/absolute/path\"'`"
+        )
+    coordinate(grid, Path(str(folder)), engine=str(context.run_config.get("engine", "flower")))
+
+
+def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
+    """The run in `folder` from its configuration and checkpoint to its end.
+
+    Raises:
+        FederationFault: too few sites; what was done is kept.
+        FolderInUse: another process runs this folder.
+    """
+    started = time.monotonic()
+    run = load(folder / "config.toml")
+    torch.set_num_threads(run.threads)
+    with locked(folder / "checkpoint"), progress_for(run.name) as progress:
+        history = History(folder / "history.jsonl")
+        ledger = Ledger.open(
+            folder / "checkpoint", history, lambda: State(weights=initial_weights(run)), run=secrets.token_hex(8)
+        )
+        expected = len(list((folder / "sites").glob("*/site.toml")))
+        sites, pools, problems = join(
+            grid,
+            run=ledger.run,
+            settings=settings_for_sites(run),
+            classes=run.class_names,
+            expected=expected,
+            timeout_s=run.federation.reply_timeout_s,
+            wait_s=JOIN_SECONDS,
+            waiting=lambda count: progress.step(f"{count} of {expected} sites are here", done=0, total=1),
+        )
+        if len(pools) < run.federation.min_sites:
+            why = "; ".join(f"{name}: {what['code']} ({what['reference']})" for name, what in problems.refused.items())
+            raise FederationFault(
+                f"{len(pools)} of at least {run.federation.min_sites} sites joined"
+                + (f". Refused: {why}. The site's own site.log explains the reference" if why else "")
+            )
+        if ledger.resumed:
+            ledger.note(event("resume", sites={name: {} for name in pools}), *problems.events("join", cycle=0, round=0))
+        counts = {key: {name: pool[key] for name, pool in pools.items()} for key in ("unlabelled", "labelled")}
+        ledger.once(
+            lambda state: (
+                replace(state, **counts),
+                [
+                    event("start", **about(run, engine)),
+                    event("join", sites=pools),
+                    *problems.events("join", cycle=0, round=0),
+                ],
+            )
+        )
+        federation = Federation(run, sites, lambda: initial_weights(run), folder, progress)
+        run_rounds(federation, ledger)
+        finish(ledger, folder, run, seconds=time.monotonic() - started)
+
+
+def finish(ledger: Ledger, folder: Path, run: Run, *, seconds: float) -> None:
+    """Write the final weights and the end of the record."""
+    state = ledger.state
+    save_weights(folder / "weights" / "final.safetensors", state.weights)
+    ledger.once(
+        lambda state: (
+            state,
+            [
+                event(
+                    "end",
+                    cycle=run.federation.cycles,
+                    best_cycle=state.best_cycle,
+                    labels_total=state.labels_total,
+                    seconds=round(seconds, 3),
+                    **state.last,
+                )
+            ],
+        )
+    )
+
+
+
+def initial_weights(run: Run) -> Weights:
+    """The weights every run with this seed and network starts from."""
+    network = build_network(
+        run.network.name,
+        in_channels=run.preprocess.channels,
+        classes=len(run.classes),
+        norm=run.network.norm,
+        dropout=run.network.dropout,
+        seed=run.seed,
+    )
+    return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+def settings_for_sites(run: Run) -> dict[str, Any]:
+    """What sites need to know of the run, and nothing about where the coordinator keeps things."""
+    shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query"})
+    sam = run.sam.model_dump(mode="json", exclude={"checkpoint"})
+    return {**shared, "sam": sam, "classes": run.class_names}
+
+
+def about(run: Run, engine: str) -> dict[str, Any]:
+    """What a reader of the record wants to know of where it came from."""
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "classes": run.class_names,
+        "engine": engine,
+        "threads": run.threads,
+        "device": run.device if run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
+        "commit": os.environ.get("WARDROUND_COMMIT"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("torch", "flwr", "monai", "numpy")},
+    }

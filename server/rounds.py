@@ -1,0 +1,241 @@
+"""The loop of federated active learning, as in the algorithm box of `docs/architecture.md`.
+
+Every step takes the state and gives the next one with the events to record; the ledger does each once and checkpoints
+after it, so that a run killed anywhere goes on where it was. A step that meets a missing site goes on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from configs.schema import Run
+from server.checkpoint import Ledger, State, save_weights
+from server.history import Event, event
+from server.sites import FederationFault, Problems, Sites
+from strategies import wire
+from strategies.aggregate import AGGREGATES, UpdateError, server_step
+from strategies.query.budget import BUDGETS
+from strategies.records import Assessment, Weights
+
+
+class Progress(Protocol):
+    """Where the run tells people how far it is."""
+
+    def step(self, text: str, *, done: int, total: int) -> None:
+        """`done` of `total` steps are behind us, `text` says what comes now."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What the steps share and never change."""
+
+    run: Run
+    sites: Sites
+    initial: Callable[[], Weights]
+    folder: Path
+    progress: Progress
+
+    @property
+    def steps_a_cycle(self) -> int:
+        return self.run.train.rounds_per_cycle * self.run.train.local_steps
+
+
+Step = Callable[..., tuple[State, list[Event]]]
+
+
+def run_rounds(federation: Federation, ledger: Ledger) -> None:
+    """The whole run. Each `once` is one durable step."""
+    run = federation.run
+
+    def once(step: Step, **where: int) -> None:
+        federation.progress.step(_said(step, **where), done=ledger.asked, total=_steps(run))
+        ledger.once(lambda state: step(federation, state, **where))
+
+    once(grant, cycle=0)
+    once(annotate, cycle=0)  # before any training: the cold start
+    for cycle in range(1, run.federation.cycles + 1):
+        for number in range(1, run.train.rounds_per_cycle + 1):
+            once(train, cycle=cycle, round=number)
+        once(assess, cycle=cycle)
+        if cycle < run.federation.cycles:  # no label is bought that nothing trains on
+            once(grant, cycle=cycle)
+            once(annotate, cycle=cycle)
+
+
+def grant(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
+    """How many cases each site may ask for: the cold start before any training, the cycle's budget after it."""
+    budget = federation.run.budget
+    pools = {name: state.unlabelled.get(name) for name in federation.sites.names}
+    if cycle == 0:
+        grants = BUDGETS["fixed"](pools, per_site=budget.cold_start)
+    else:
+        grants = BUDGETS[budget.rule](pools, per_site=budget.per_cycle)
+    told = event("grant", cycle=cycle, sites={name: {"granted": cases} for name, cases in grants.items()})
+    return replace(state, grants=grants), [told]
+
+
+def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
+    """Each site picks its own cases and puts them on its experts' worklist; wait for the quorum of labels or the deadline."""
+    settings = federation.run.federation
+    problems = Problems()
+    told: dict[str, dict[str, Any]] = {}
+    asked = {name: cases for name, cases in state.grants.items() if name in federation.sites.names}
+    for poll in range(settings.deadline_polls):
+        if poll and settings.poll_seconds:
+            time.sleep(settings.poll_seconds)
+        state = replace(state, tick=state.tick + 1)
+        requests = {n: wire.Request(cycle=cycle, tick=state.tick, grant=cases) for n, cases in sorted(asked.items())}
+        problems = Problems()
+        for answer in federation.sites.ask(wire.ANNOTATE, requests, problems):
+            numbers = vars(wire.unpack_annotation(answer.content)) | answer.traffic
+            before = told.get(answer.site, {})
+            for key in ("bytes_up", "bytes_down", "seconds"):
+                numbers[key] = _added(before.get(key, 0), numbers[key])
+            told[answer.site] = {key: value for key, value in numbers.items() if key != "name"}
+        if _quorum(told, settings.quorum):
+            break
+    state = replace(
+        state,
+        labelled={**state.labelled, **{name: numbers["labelled"] for name, numbers in told.items()}},
+        unlabelled={**state.unlabelled, **{name: numbers["unlabelled"] for name, numbers in told.items()}},
+    )
+    line = event("annotate", cycle=cycle, sites=dict(sorted(told.items())), labels_total=state.labels_total)
+    return state, [line, *problems.events("annotate", cycle=cycle, round=0)]
+
+
+def train(federation: Federation, state: State, *, cycle: int, round: int) -> tuple[State, list[Event]]:
+    """One round: every site trains from the global weights, and their updates become one as they arrive."""
+    run = federation.run
+    fresh = run.federation.restart == "initial" and round == 1
+    if fresh:
+        state = replace(state, weights=federation.initial(), momenta={})
+    first = (round - 1) * run.train.local_steps
+    everything = federation.steps_a_cycle
+    if run.federation.restart == "continue":
+        first, everything = first + (cycle - 1) * federation.steps_a_cycle, everything * run.federation.cycles
+    state = replace(state, tick=state.tick + 1)
+    request = wire.Request(cycle=cycle, round=round, tick=state.tick, step=first, total_steps=everything, fresh=fresh)
+    aggregate = AGGREGATES[run.federation.aggregate](state.weights)
+    problems, told = Problems(), {}
+    for answer in federation.sites.ask(
+        wire.TRAIN, dict.fromkeys(federation.sites.names, request), problems, weights=wire.pack_weights(state.weights)
+    ):
+        update = wire.unpack_update(answer.content)
+        try:
+            aggregate.add(update.update, _weight(run, update.labelled))
+        except UpdateError:
+            problems.refused[answer.site] = {"code": "not-finite", "reference": "coordinator"}
+            continue
+        told[answer.site] = {
+            "losses": dict(update.losses) or None,
+            "labelled": update.labelled,
+            "labels_trained": update.labels_trained,
+            "unlabelled": update.unlabelled,
+            "seconds": update.seconds,
+            **answer.traffic,
+        }
+    _enough(federation, told, problems, step="train")
+    weights, momenta = server_step(
+        state.weights,
+        aggregate.result(),
+        state.momenta,
+        optimiser=run.federation.server_optimiser,
+        learning_rate=run.federation.server_learning_rate,
+    )
+    counted = {name: numbers["labelled"] for name, numbers in told.items()}
+    state = replace(state, weights=weights, momenta=momenta, labelled={**state.labelled, **counted})
+    line = event("train", cycle=cycle, round=round, sites=dict(sorted(told.items())), labels_total=state.labels_total)
+    return state, [line, *problems.events("train", cycle=cycle, round=round)]
+
+
+def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
+    """Every site evaluates the global model on its held-out patients and scores its pool; gated sums come back."""
+    problems, told = Problems(), {}
+    request = wire.Request(cycle=cycle, tick=state.tick)
+    assessments: dict[str, Assessment] = {}
+    for answer in federation.sites.ask(
+        wire.ASSESS, dict.fromkeys(federation.sites.names, request), problems, weights=wire.pack_weights(state.weights)
+    ):
+        assessed = wire.unpack_assessment(answer.content)
+        assessments[answer.site] = assessed
+        told[answer.site] = {
+            "dice": assessed.validation.mean() if assessed.validation else None,
+            "dice_by_class": assessed.validation.by_class() if assessed.validation else None,
+            "dice_test": assessed.test.mean() if assessed.test else None,
+            "dice_by_class_test": assessed.test.by_class() if assessed.test else None,
+            "unlabelled": assessed.demand.unlabelled if assessed.demand else None,
+            "seconds": assessed.seconds,
+            **answer.traffic,
+        }
+    _enough(federation, told, problems, step="assess")
+    numbers = {
+        "dice_mean": _mean(told, "dice"),
+        "dice_worst": _worst(told, "dice"),
+        "dice_mean_test": _mean(told, "dice_test"),
+        "dice_worst_test": _worst(told, "dice_test"),
+    }
+    pools = {name: a.demand.unlabelled if a.demand else None for name, a in assessments.items()}
+    state = replace(state, unlabelled={**state.unlabelled, **pools}, last=numbers)
+    dice = numbers["dice_mean"]
+    if dice is not None and (state.best_dice is None or dice > state.best_dice):
+        save_weights(federation.folder / "weights" / "best.safetensors", state.weights)
+        state = replace(state, best_dice=dice, best_cycle=cycle)
+    sites = dict(sorted(told.items()))
+    line = event("assess", cycle=cycle, sites=sites, **numbers, labels_total=state.labels_total)
+    return state, [line, *problems.events("assess", cycle=cycle, round=0)]
+
+
+def _weight(run: Run, labelled: int | None) -> float:
+    """Weight of a site's update: its labelled cases, or 1 where it shares no counts or all are to count alike."""
+    return 1.0 if run.federation.weighting == "equal" or labelled is None else float(labelled)
+
+
+def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:
+    """Whether enough of the requested labels are there; nothing can be waited for where no site tells."""
+    shared = [n for n in told.values() if n.get("outstanding") is not None]
+    asked = sum(n["outstanding"] + n["received"] for n in shared)
+    return sum(n["received"] for n in shared) >= quorum * asked
+
+
+def _enough(federation: Federation, told: dict[str, Any], problems: Problems, *, step: str) -> None:
+    needed = federation.run.federation.min_sites
+    if len(told) >= max(1, needed):
+        return
+    reasons = [f"{name}: {what['code']} ({what['reference']})" for name, what in sorted(problems.refused.items())]
+    reasons += [f"{name}: no reply in {federation.run.federation.reply_timeout_s:g} s" for name in sorted(problems.late)]
+    raise FederationFault(
+        f"{step}: {len(told)} of {len(federation.sites.names)} sites answered, {needed} are needed. "
+        + "; ".join(reasons)
+        + ". The logs of those sites (site.log) hold the details under the reference; go on with --resume once they are mended"
+    )
+
+
+def _mean(told: dict[str, dict[str, Any]], key: str) -> float | None:
+    values = [numbers[key] for _, numbers in sorted(told.items()) if numbers[key] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _worst(told: dict[str, dict[str, Any]], key: str) -> float | None:
+    values = [numbers[key] for numbers in told.values() if numbers[key] is not None]
+    return float(min(values)) if values else None
+
+
+def _added(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _said(step: Step, *, cycle: int, round: int = 0) -> str:
+    """The step in words, for the progress display."""
+    where = f"cycle {cycle}" if cycle else "cold start"
+    return f"{where} · {step.__name__}" + (f" {round}" if round else "")
+
+
+def _steps(run: Run) -> int:
+    """Durable steps of the whole run."""
+    return run.federation.cycles * (run.train.rounds_per_cycle + 3)

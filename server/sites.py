@@ -1,0 +1,193 @@
+"""Who takes part, and how the coordinator talks to them: one question to many sites, answers as they arrive.
+
+A late, failing or refusing site never blocks the others: what it did becomes an event, and the step goes on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from server.history import Event, event
+from strategies import wire
+
+PULL_SECONDS = 0.2
+"""Pause before asking the SuperLink again when nothing had arrived."""
+
+
+class FederationFault(RuntimeError):
+    """The run can't go on: too few sites are there. What was done so far is kept; `--resume` goes on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One site's reply with the bytes that its message and reply took."""
+
+    site: str
+    content: RecordDict
+    bytes_down: int
+    bytes_up: int
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        return {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down}
+
+
+@dataclass
+class Problems:
+    """Sites that refused or did not answer in a step."""
+
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)
+
+    def events(self, step: str, *, cycle: int, round: int) -> list[Event]:
+        """A `refused` and a `late` event where there is something to tell."""
+        events: list[Event] = []
+        if self.refused:
+            sites = dict(sorted(self.refused.items()))
+            events.append(event("refused", cycle=cycle, round=round, step=step, sites=sites))
+        if self.late:
+            sites_late: dict[str, dict[str, str]] = {name: {} for name in sorted(self.late)}
+            events.append(event("late", cycle=cycle, round=round, step=step, sites=sites_late))
+        return events
+
+
+class Sites:
+    """The joined sites. Names are what history and seeds know; node ids change with every start."""
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], *, timeout_s: float, run: str, settings: Mapping[str, Any]) -> None:
+        self._grid, self._nodes, self._timeout_s = grid, dict(nodes), timeout_s
+        self._run, self._settings = run, settings
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._nodes)
+
+    def ask(
+        self,
+        kind: str,
+        requests: Mapping[str, wire.Request],
+        problems: Problems,
+        *,
+        weights: ArrayRecord | None = None,
+    ) -> Iterator[Answer]:
+        """Send each site its request and yield the answers as they arrive; the rest goes to `problems`.
+
+        Answers are not kept here: who consumes them one by one holds one update in memory, however many sites there are.
+        """
+        shared = wire.size(RecordDict({"weights": weights})) if weights is not None else 0
+        contents: dict[int, RecordDict] = {}
+        names: dict[int, str] = {}
+        down: dict[str, int] = {}
+        for name, request in requests.items():
+            content = wire.pack_request(_with(request, self._run, self._settings))
+            down[name] = wire.size(content) + shared
+            if weights is not None:
+                content["weights"] = weights
+            contents[self._nodes[name]], names[self._nodes[name]] = content, name
+        for node, reply in exchange(self._grid, contents, kind, timeout_s=self._timeout_s):
+            name = names[node]
+            if reply is None:
+                problems.late.append(name)
+            elif (refusal := _refusal(reply)) is not None:
+                problems.refused[name] = refusal
+            else:
+                yield Answer(name, reply.content, bytes_down=down[name], bytes_up=wire.size(reply.content))
+
+
+def exchange(
+    grid: Grid, contents: Mapping[int, RecordDict], kind: str, *, timeout_s: float
+) -> Iterator[tuple[int, Message | None]]:
+    """Push a message to each node and yield (node, reply) as replies come; (node, None) for those late at the end."""
+    messages = [Message(content, node, kind) for node, content in contents.items()]
+    waiting = set(contents)
+    ids = list(grid.push_messages(messages))
+    deadline = time.monotonic() + timeout_s
+    open_ids = {message_id for message_id in ids if message_id}
+    while open_ids:
+        replies = list(grid.pull_messages(sorted(open_ids, key=ids.index)))
+        for reply in replies:
+            open_ids.discard(reply.metadata.reply_to_message_id)
+            waiting.discard(reply.metadata.src_node_id)
+            yield reply.metadata.src_node_id, reply
+        if time.monotonic() > deadline:
+            break
+        if not replies:
+            time.sleep(PULL_SECONDS)
+    for node in sorted(waiting):
+        yield node, None
+
+
+def _refusal(reply: Message) -> dict[str, str] | None:
+    if reply.has_error():  # Flower's own failure: its text may hold anything, so only its number goes on record
+        return {"code": "internal", "reference": f"flower-{reply.error.code}"}
+    refused = wire.unpack_refused(reply.content)
+    if refused is None:
+        return None
+    code = refused.code if refused.code in wire.CODES else "internal"
+    return {"code": code, "reference": refused.reference[:32]}
+
+
+def join(
+    grid: Grid,
+    *,
+    run: str,
+    settings: Mapping[str, Any],
+    classes: list[str],
+    expected: int,
+    timeout_s: float,
+    wait_s: float,
+    waiting: Callable[[int], None],
+) -> tuple[Sites, dict[str, dict[str, Any]], Problems]:
+    """Wait for the nodes, ask who they are, and refuse who doesn't fit.
+
+    Returns the sites, what each told of its pool with its traffic, and the problems.
+
+    Raises:
+        FederationFault: nobody came, or two sites gave one name.
+    """
+    deadline = time.monotonic() + wait_s
+    nodes = sorted(grid.get_node_ids())
+    while len(nodes) < expected and time.monotonic() < deadline:
+        waiting(len(nodes))
+        time.sleep(PULL_SECONDS)
+        nodes = sorted(grid.get_node_ids())
+    content = wire.pack_request(_with(wire.Request(), run, settings))
+    down = wire.size(content)
+    problems = Problems()
+    joined: dict[str, int] = {}
+    pools: dict[str, dict[str, Any]] = {}
+    for node, reply in exchange(grid, dict.fromkeys(nodes, content), wire.JOIN, timeout_s=timeout_s):
+        if reply is None:
+            problems.late.append(f"node-{node}")
+            continue
+        if (refusal := _refusal(reply)) is not None:
+            said = wire.unpack_refused(reply.content) if reply.has_content() else None
+            problems.refused[said.name if said and said.name else f"node-{node}"] = refusal
+            continue
+        answer = wire.unpack_joined(reply.content)
+        if answer.protocol != wire.PROTOCOL or list(answer.classes) != classes:
+            code = "protocol-mismatch" if answer.protocol != wire.PROTOCOL else "classes-mismatch"
+            problems.refused[answer.name] = {"code": code, "reference": ""}
+            continue
+        if answer.name in joined:
+            raise FederationFault(f'two nodes say they are site "{answer.name}": give each site.toml a name of its own')
+        joined[answer.name] = node
+        pools[answer.name] = {
+            "cases": answer.cases,
+            "labelled": answer.labelled,
+            "unlabelled": answer.unlabelled,
+            "bytes_up": wire.size(reply.content),
+            "bytes_down": down,
+        }
+    sites = Sites(grid, joined, timeout_s=timeout_s, run=run, settings=settings)
+    return sites, dict(sorted(pools.items())), problems
+
+
+def _with(request: wire.Request, run: str, settings: Mapping[str, Any]) -> wire.Request:
+    return wire.Request(**{**vars(request), "run": run, "settings": settings})

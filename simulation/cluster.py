@@ -1,0 +1,128 @@
+"""The same apps on a Flower SuperLink with its Ray simulation runtime, started and stopped here.
+
+The SuperLink gets a folder of its own for its state (`FLWR_HOME`), a free port on loopback, and no right to install
+anything: the code runs in this very environment. What it prints goes to `cluster.log` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_SECONDS = 60.0
+CONNECTION = "wardround"
+PROGRESS = re.compile(r"^\S+\s+\d+/\d+  ")
+
+
+class ClusterFault(RuntimeError):
+    """The SuperLink did not start or the run failed on it; the message names the log."""
+
+
+def run_on_cluster(folder: Path, *, sites: int) -> None:
+    """Run the prepared run in `folder` on a SuperLink of its own, one simulated SuperNode per site.
+
+    Raises:
+        ClusterFault: with the last lines of the log.
+    """
+    log = folder / "cluster.log"
+    console = Console(stderr=True)
+    with superlink(log) as environment:
+        command = [_program("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
+        command += ["--run-config", f'run-dir="{folder}" engine="cluster"']
+        command += ["--federation-config", f"num-supernodes={sites}"]
+        with log.open("a", encoding="utf-8") as sink:
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    sink.write(line)
+                    if PROGRESS.match(line):
+                        console.print(line.rstrip(), highlight=False)
+                process.wait()
+            finally:
+                _stop(process)
+    history = folder / "history.jsonl"
+    if process.returncode or not history.exists() or '"event": "end"' not in history.read_text():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise ClusterFault(f"the run did not end on the cluster; the whole log is {log}, its last lines:\n{tail}")
+
+
+@contextlib.contextmanager
+def superlink(log: Path) -> Iterator[dict[str, str]]:
+    """A SuperLink with the simulation runtime on a free loopback port; gives the environment for `flwr`."""
+    home = Path(tempfile.mkdtemp(prefix="wardround-flwr-"))
+    port = _free_port()
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        # flower-superlink starts its helpers by name: they must be found beside this Python.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = [_program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("a", encoding="utf-8") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+    try:
+        _wait_for(port, process, log)
+        yield environment
+    finally:
+        _stop(process)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise ClusterFault(f"flower-superlink did not start on port {port}; its log {log} ends with:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+    """End the process and all that it started: it leads a process group of its own."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+            break
+
+
+def _program(name: str) -> str:
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise ClusterFault(f"{path} is missing: install wardround with its dependencies (make install)")
+    return str(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

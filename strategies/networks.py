@@ -1,0 +1,134 @@
+"""The specialists that are trained: MONAI's 2D UNet at three sizes, by name.
+
+No network here has BatchNorm: it would mix the images of a batch, so that a patient's gradient would depend on who else
+was drawn, and its running statistics would have to be averaged over hospitals. Instance and group norm look at one
+image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import strategies.torchvision_ops  # noqa: F401  before MONAI, which imports torchvision where it finds it
+
+from monai.networks.layers.simplelayers import SkipConnection  # isort: skip
+from monai.networks.nets.unet import UNet  # isort: skip
+
+NORMS = ("instance", "group")
+GROUPS = 8
+"""Groups of a group norm, where the channels allow it."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a network's name stands for.
+
+    Attributes:
+        channels: channels of each level, top first; the last is the bottleneck and the length of its features.
+        res_units: convolutions in a residual unit.
+        per_sample_gradients: whether Opacus' per-sample gradients are right for it (tests/strategies/test_networks.py
+            compares them with one-image gradients). False would rule it out for differentially private training.
+    """
+
+    channels: tuple[int, ...]
+    res_units: int = 2
+    per_sample_gradients: bool = True
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Every level but the bottleneck halves the image."""
+        return (2,) * (len(self.channels) - 1)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of an image must be multiples of this; with instance norm at least twice it, or the bottleneck is one
+        pixel."""
+        return math.prod(self.strides)
+
+
+NETWORKS: dict[str, Spec] = {
+    "unet_tiny": Spec(channels=(8, 16, 32, 64)),  # 0.1 M parameters
+    "unet_small": Spec(channels=(8, 16, 32, 64, 128)),  # 0.4 M
+    "unet": Spec(channels=(16, 32, 64, 128, 256)),  # 1.6 M
+}
+
+
+def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropout: float, seed: int) -> nn.Module:
+    """A new network on the CPU, in training mode.
+
+    Args:
+        name: a key of `NETWORKS`.
+        in_channels: K, channels of an image: 1 for grey, 3 for RGB.
+        classes: C, foreground classes; the network answers with C + 1 logits, background first.
+        norm: "instance" (without parameters) or "group" (8 groups, or fewer where the channels are not a multiple of 8,
+            as in the last layer, whose channels are the classes).
+        dropout: probability in [0, 1) in every block, for MC-dropout; only dropout behaves differently in `train()` and
+            `eval()`. torch's dropout draws from the global generator: seed it (in a fork) where a result must repeat.
+        seed: the same seed gives the same weights on every machine. The caller's generators are not touched.
+
+    Returns:
+        A module from images (B, K, H, W) float32, with H and W multiples of `Spec.multiple`, to logits (B, C + 1, H,
+        W).
+
+    Raises:
+        ValueError: for an unknown name or norm, or a number out of its range.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(NORMS)} (BatchNorm would mix patients)")
+    if in_channels < 1 or classes < 1:
+        raise ValueError(f"in_channels and classes must be at least 1, not {in_channels} and {classes}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    spec = NETWORKS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+        network: nn.Module = UNet(
+            spatial_dims=2,
+            in_channels=in_channels,
+            out_channels=classes + 1,
+            channels=spec.channels,
+            strides=spec.strides,
+            num_res_units=spec.res_units,
+            norm="instance" if norm == "instance" else ("group", {"num_groups": 1}),
+            dropout=dropout,
+        )
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):  # MONAI takes one number of groups for all layers: 8 does not fit the last
+            module.num_groups = math.gcd(GROUPS, module.num_channels)
+    return network
+
+
+def forward_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and bottleneck features of images, by one forward pass. Mode and gradients are the caller's choice.
+
+    Args:
+        network: what `build_network` gave, or a copy of it, or that wrapped by Opacus.
+        images: (B, K, H, W) float32.
+
+    Returns:
+        Logits (B, C + 1, H, W), and features (B, F): the bottleneck's output averaged over space, F =
+        `Spec.channels[-1]`.
+    """
+    seen: list[Tensor] = []
+    handle = _bottleneck(network).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        logits: Tensor = network(images)
+    finally:
+        handle.remove()
+    (output,) = seen
+    return logits, output.mean(dim=(2, 3))
+
+
+def _bottleneck(network: nn.Module) -> nn.Module:
+    """The innermost block: MONAI nests a skip connection in each other, and `modules` lists the outer ones first."""
+    skips = [module for module in network.modules() if isinstance(module, SkipConnection)]
+    if not skips:
+        raise TypeError(f"{type(network).__name__} has no bottleneck, so no features: use one of {list(NETWORKS)}")
+    inner: nn.Module = skips[-1].submodule
+    return inner

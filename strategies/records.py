@@ -1,0 +1,211 @@
+"""The records that travel through the loop: plain, frozen, and without a trace of where they were stored.
+
+Words are those of `docs/architecture.md`: a *case* is what an expert is asked to annotate, a *grant* is how many cases
+a site may ask for, an *update* is local minus global weights. Higher scores are more informative, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights: TypeAlias = dict[str, NDArray[np.generic]]
+"""Parameter name to array, as in a torch `state_dict`."""
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One slice that an expert can annotate. `id` is stable and unique in its site; ids never leave the site."""
+
+    id: str
+    patient: str = field(compare=False)
+    image: str = field(compare=False)
+    index: int = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a site knows of its unlabelled cases when it chooses; row i of everything belongs to `case_ids[i]`.
+
+    Attributes:
+        case_ids: N ids in ascending order.
+        patients: N patient hashes.
+        values: (N,) float64, finite, higher is more informative; None for strategies that need none.
+        features: (N, F) float32 bottleneck features, or None.
+        labelled_features: (L, F) float32 features of the labelled cases, or None.
+        foreground: (N,) bool, whether the model predicts any foreground, or None.
+    """
+
+    case_ids: Sequence[str]
+    patients: Sequence[str]
+    values: NDArray[np.float64] | None = None
+    features: NDArray[np.float32] | None = None
+    labelled_features: NDArray[np.float32] | None = None
+    foreground: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.case_ids)
+        if list(self.case_ids) != sorted(set(self.case_ids)):
+            raise ValueError("case_ids must be unique and in ascending order, so that a choice does not follow the pool's order")
+        if len(self.patients) != n:
+            raise ValueError(f"{len(self.patients)} patients for {n} cases")
+        for name in ("values", "features", "foreground"):
+            array = getattr(self, name)
+            if array is not None and len(array) != n:
+                raise ValueError(f"{name} has {len(array)} rows for {n} cases")
+        for name in ("values", "features", "labelled_features"):
+            array = getattr(self, name)
+            if array is not None and not np.isfinite(array).all():
+                where = int(np.argwhere(~np.isfinite(array))[0][0])
+                of = f" of case {self.case_ids[where]}" if name != "labelled_features" else ""
+                raise ValueError(f"{name}{of} is not finite: the model diverged or an image holds NaN")
+
+    def among(self, case_ids: Iterable[str]) -> Scores:
+        """The rows of the given cases; cases without a row are left out."""
+        wanted = set(case_ids)
+        rows = [row for row, case_id in enumerate(self.case_ids) if case_id in wanted]
+
+        def part(array: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if array is None else array[rows]
+
+        return Scores(
+            case_ids=[self.case_ids[row] for row in rows],
+            patients=[self.patients[row] for row in rows],
+            values=part(self.values),
+            features=part(self.features),
+            labelled_features=self.labelled_features,
+            foreground=part(self.foreground),
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One chosen case with its score and one line that tells the expert why."""
+
+    case_id: str
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen cases, best first, without duplicates."""
+
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if len({c.case_id for c in self.choices}) != len(self.choices):
+            raise ValueError("a case was chosen twice")
+
+    @property
+    def case_ids(self) -> list[str]:
+        return [c.case_id for c in self.choices]
+
+
+@dataclass(frozen=True)
+class Grant:
+    """How many cases a site may ask its experts for in a cycle; the cold start is cycle 0, cycle c's own grant c + 1."""
+
+    number: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Dice of a site's held-out volumes as sums and counts per class, so that merging is addition.
+
+    Attributes:
+        dice: (C,) sum of Dice over the volumes in which the class counts.
+        counts: (C,) number of those volumes.
+        patients: patients behind the sums; the gate withholds them below `min_patients`.
+    """
+
+    dice: tuple[float, ...]
+    counts: tuple[int, ...]
+    patients: int
+
+    def by_class(self) -> list[float | None]:
+        """Mean Dice of each class, None where no volume has it."""
+        return [d / n if n else None for d, n in zip(self.dice, self.counts, strict=True)]
+
+    def mean(self) -> float | None:
+        """Site Dice: mean over volumes, then over classes; None where nothing counts."""
+        present = [d for d in self.by_class() if d is not None]
+        return sum(present) / len(present) if present else None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a site tells of its pool, so that budgets can follow need: a count and coarse quantiles of the scores."""
+
+    unlabelled: int
+    quantiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A site's answer to `query.join`; counts are None where the site shares updates only."""
+
+    name: str
+    protocol: int
+    classes: tuple[str, ...]
+    cases: int | None
+    labelled: int | None
+    unlabelled: int | None
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only."""
+
+    name: str
+    update: Weights
+    labelled: int | None = None
+    labels_trained: int | None = None
+    unlabelled: int | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A site's answer to `query.assess`: gated sums of validation and test, and its demand; None is withheld."""
+
+    name: str
+    validation: Sums | None = None
+    test: Sums | None = None
+    demand: Demand | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A site's answer to `query.annotate`: counts only.
+
+    Attributes:
+        granted: cases of this grant that were put on the worklist (fewer when the pool is small).
+        received: labels that arrived since the previous answer.
+        outstanding: requests still without a label.
+    """
+
+    name: str
+    granted: int | None = None
+    received: int | None = None
+    outstanding: int | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
+    skipped: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A site's refusal: one code from `wire.CODES` and a reference that its own log explains."""
+
+    name: str
+    code: str
+    reference: str

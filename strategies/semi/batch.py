@@ -1,0 +1,94 @@
+"""What goes into a semi-supervised framework and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from strategies.semi.augment import Intensity, Warp
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one training step. There is no place in it for a label of an unlabelled image, so none can leak.
+
+    Attributes:
+        images: (Bl, K, H, W) float32, Bl ≥ 1: labelled images as the student sees them, augmented.
+        labels: (Bl, H, W) int64: classes 0..C or IGNORE, in the frame of `images`.
+        unlabelled: (Bu, K, H, W) float32 in the original frame, not augmented; None without unlabelled images.
+        warp: the spatial part of the student's view of `unlabelled`; None leaves it in the original frame.
+        intensity: the intensity part of that view; None leaves the grey values as they are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    unlabelled: Tensor | None = None
+    warp: Warp | None = None
+    intensity: Intensity | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) == 0:
+            raise ValueError(f"images must be (Bl, K, H, W) with at least one image, not {tuple(self.images.shape)}")
+        expected = (len(self.images), *self.images.shape[2:])
+        if tuple(self.labels.shape) != expected or self.labels.dtype != torch.int64:
+            found = f"{tuple(self.labels.shape)} {self.labels.dtype}"
+            raise ValueError(f"labels must be {expected} int64, one for each labelled image and none else, not {found}")
+        if self.unlabelled is None:
+            if self.warp is not None or self.intensity is not None:
+                raise ValueError("warp and intensity are the student's view of unlabelled images, but there are none")
+        elif self.unlabelled.shape[1:] != self.images.shape[1:] or len(self.unlabelled) == 0:
+            shape = "(Bu, " + ", ".join(map(str, self.images.shape[1:])) + ")"
+            raise ValueError(f"unlabelled must be {shape} with at least one image, not {tuple(self.unlabelled.shape)}")
+
+    def student_view(self) -> Tensor | None:
+        """The unlabelled images as the student sees them, (Bu, K, H, W): warped, then changed in intensity."""
+        view = self.unlabelled
+        if view is None:
+            return None
+        if self.warp is not None:
+            view = self.warp.images(view)
+        return view if self.intensity is None else self.intensity.images(view)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a framework makes of a batch.
+
+    Attributes:
+        losses: scalar terms by name, not weighted: "supervised" always, "consistency" where there is something to be
+            consistent with. The caller weights them by their ramps.
+        logits_unlabelled: (Bu, C + 1, H, W), the student's answer in the frame of its own view, with its graph: further
+            targets (SAM) need no second forward pass.
+        teacher_probs: (Bu, C + 1, H, W), the teacher's probabilities in the original frame, without graph.
+    """
+
+    losses: Mapping[str, Tensor]
+    logits_unlabelled: Tensor | None = None
+    teacher_probs: Tensor | None = None
+
+
+class Terms(Protocol):
+    """The loss terms of a framework. `generator` is the only randomness; it may live on the CPU for images on a GPU."""
+
+    def __call__(
+        self, batch: Batch, student: nn.Module, teacher: nn.Module | None, *, generator: torch.Generator
+    ) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A way to learn from labelled and unlabelled images.
+
+    Attributes:
+        terms: its loss terms.
+        uses_teacher: whether `terms` needs an EMA teacher, which the caller keeps and updates after each step.
+        uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
+    """
+
+    terms: Terms
+    uses_teacher: bool
+    uses_unlabelled: bool

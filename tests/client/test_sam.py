@@ -1,0 +1,199 @@
+"""The frozen SAM: batches equal single prompts through segment-anything's own decoder, and nothing leaks between items."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from client import sam as sam_module
+from client.sam import Sam, load_sam
+from client.sam_parts import predict, to_pixels
+from strategies.semi.prompts import Prompts, prompts_from
+
+
+@pytest.fixture(scope="module")
+def small() -> Sam:
+    return load_sam("small", device="cpu")
+
+
+def discs(*places: tuple[float, float, float], size: int = 128) -> tuple[Tensor, Tensor]:
+    """Images (B, 1, S, S) of a bright disc each (row, column, radius as shares of the side), and the discs (B, S, S)."""
+    line = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    masks = torch.stack([(y - row) ** 2 + (x - column) ** 2 <= radius**2 for row, column, radius in places])
+    texture = torch.rand(masks.shape, generator=torch.Generator().manual_seed(1))
+    return (0.3 + 0.4 * masks + 0.05 * texture)[:, None], masks
+
+
+def prompts_of(masks: Tensor) -> Prompts:
+    """Prompts as from a teacher that sees exactly these masks (B, S, S)."""
+    return prompts_from(torch.stack([~masks, masks], 1).float(), padding_px=0)
+
+
+def several(size: int = 128) -> tuple[Tensor, Prompts]:
+    images, masks = discs((0.4, 0.5, 0.2), (0.6, 0.3, 0.1), (0.5, 0.5, 0.3), size=size)
+    probs = torch.stack([~masks, masks], 1).float()
+    probs[0, :, : size // 8, : size // 8] = torch.tensor([0.0, 1.0])[:, None, None]  # a second component
+    return images, prompts_from(probs)
+
+
+def permuted(prompts: Prompts, order: list[int]) -> tuple[Prompts, Tensor]:
+    """Prompts for the batch images[order], and which of the old prompts each new one is."""
+    places = [number for image in order for number in torch.where(prompts.image_index == image)[0].tolist()]
+    chosen = prompts.select(torch.tensor(places))
+    new_index = torch.tensor([order.index(int(image)) for image in chosen.image_index])
+    return Prompts(new_index, *(getattr(chosen, field.name) for field in fields(chosen)[1:])), torch.tensor(places)
+
+
+def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small: Sam) -> None:
+    images, prompts = several()
+    embeddings = small.encode(images)
+    logits, iou = small.decode(embeddings, prompts, size=(128, 128))
+    parts = small._parts
+    assert len(prompts) == 4
+    for number in range(len(prompts)):
+        image = images[prompts.image_index[number]][None]
+        own = prompts.select(torch.tensor([number]))
+        with torch.no_grad():
+            sparse, dense = parts.prompt_encoder(
+                points=(own.points - 0.5, own.point_labels), boxes=own.boxes - 0.5, masks=None
+            )
+            mask, rating = parts.mask_decoder(
+                image_embeddings=parts.image_encoder(to_pixels(image, small._size)),
+                image_pe=parts.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+        mask = F.interpolate(mask, size=(128, 128), mode="bilinear", align_corners=False)
+        assert torch.allclose(logits[number], mask[0, 0], atol=1e-4)
+        assert torch.allclose(iou[number], rating[0, 0], atol=1e-5)
+
+
+def test_permuting_the_batch_permutes_the_result(small: Sam) -> None:
+    images, prompts = several()
+    logits, iou = small.decode(small.encode(images), prompts, size=(128, 128))
+    for order in ([2, 0, 1], [1, 2, 0]):
+        moved, places = permuted(prompts, order)
+        again, again_iou = small.decode(small.encode(images[order]), moved, size=(128, 128))
+        assert torch.allclose(again, logits[places], atol=1e-4)
+        assert torch.allclose(again_iou, iou[places], atol=1e-5)
+
+
+def test_what_else_is_in_the_batch_and_what_came_before_does_not_matter(small: Sam) -> None:
+    images, prompts = several()
+    embeddings = small.encode(images)
+    logits, _ = small.decode(embeddings, prompts, size=(128, 128))
+    others = embeddings.clone()
+    others[1:] = torch.randn(others[1:].shape, generator=torch.Generator().manual_seed(0))
+    of_first = prompts.image_index == 0
+    changed, _ = small.decode(others, prompts, size=(128, 128))
+    assert torch.allclose(changed[of_first], logits[of_first], atol=1e-5)
+    assert not torch.allclose(changed[~of_first], logits[~of_first], atol=1e-2)
+    alone, _ = small.decode(embeddings[:1], prompts.select(of_first), size=(128, 128))
+    assert torch.allclose(alone, logits[of_first], atol=1e-4)
+    repeated, _ = small.decode(embeddings, prompts, size=(128, 128))
+    assert torch.equal(repeated, logits)
+
+
+def test_many_prompts_are_decoded_in_portions_without_a_trace(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, prompts = several()
+    embeddings = small.encode(images)
+    whole, whole_iou = small.decode(embeddings, prompts, size=(128, 128))
+    monkeypatch.setattr(sam_module, "_CELLS_PER_BATCH", 3 * 16 * 16)
+    monkeypatch.setattr(sam_module, "_PIXELS_PER_BATCH", 2 * 128 * 128)
+    portions, portions_iou = small.decode(small.encode(images), prompts, size=(128, 128))
+    assert torch.allclose(portions, whole, atol=1e-4)
+    assert torch.allclose(portions_iou, whole_iou, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 200])
+def test_images_of_any_side_are_answered_on_their_own_grid(small: Sam, size: int) -> None:
+    images, masks = discs((0.4, 0.55, 0.2), size=size)
+    logits, iou = small.decode(small.encode(images), prompts_of(masks), size=(size, size))
+    assert logits.shape == (1, size, size)
+    assert iou.shape == (1,)
+    answer = logits > 0
+    dice = 2 * (answer & masks).sum() / (answer.sum() + masks.sum())
+    assert dice > 0.85
+
+
+def test_it_answers_what_the_box_asks_for(small: Sam) -> None:
+    """Two discs in one image: the answer to each box is that disc. A decoder that ignored prompts could not do both."""
+    line = torch.arange(128) + 0.5
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    left, right = (y - 64) ** 2 + (x - 32) ** 2 <= 20**2, (y - 64) ** 2 + (x - 96) ** 2 <= 16**2
+    image = (0.3 + 0.4 * (left | right).float())[None, None]
+    prompts = prompts_from(torch.stack([~(left | right), left, right]).float()[None])
+    logits, _ = small.decode(small.encode(image), prompts, size=(128, 128))
+    for answer, meant, other in zip(logits > 0, (left, right), (right, left), strict=True):
+        assert 2 * (answer & meant).sum() / (answer.sum() + meant.sum()) > 0.8
+        assert (answer & other).sum() < 0.1 * other.sum()
+
+
+def test_grey_and_its_three_equal_channels_are_the_same_image(small: Sam) -> None:
+    images, _ = discs((0.5, 0.5, 0.2))
+    assert torch.equal(small.encode(images), small.encode(images.repeat(1, 3, 1, 1)))
+
+
+def test_multimask_takes_the_best_rated_of_the_three(small: Sam) -> None:
+    images, prompts = several()
+    embeddings = small.encode(images)
+    logits, iou = small.decode(embeddings, prompts, size=(128, 128), multimask=True)
+    with torch.no_grad():
+        masks, ratings = predict(
+            small._parts,
+            embeddings[prompts.image_index],
+            boxes=prompts.boxes,
+            points=prompts.points,
+            point_labels=prompts.point_labels,
+        )
+    for number in range(len(prompts)):
+        best = max(range(1, 4), key=lambda mask: float(ratings[number, mask]))
+        expected = F.interpolate(masks[number, best][None, None], (128, 128), mode="bilinear", align_corners=False)
+        assert torch.allclose(logits[number], expected[0, 0], atol=1e-5)
+        assert float(iou[number]) == pytest.approx(float(ratings[number, best]), abs=1e-6)
+
+
+def test_it_is_frozen_whatever_is_asked(small: Sam) -> None:
+    images, prompts = several()
+    embeddings = small.encode(images.requires_grad_())
+    logits, iou = small.decode(embeddings.requires_grad_(), prompts, size=(128, 128))
+    assert not logits.requires_grad
+    assert not iou.requires_grad
+    assert not any(parameter.requires_grad for parameter in small._parts.parameters())
+    assert not any(module.training for module in small._parts.modules())
+
+
+def test_no_prompts_and_no_images_are_no_special_case(small: Sam) -> None:
+    images, _ = discs((0.5, 0.5, 0.2))
+    nothing = prompts_from(torch.tensor([1.0, 0.0])[None, :, None, None].expand(1, 2, 128, 128))
+    logits, iou = small.decode(small.encode(images), nothing, size=(128, 128))
+    assert logits.shape == (0, 128, 128)
+    assert iou.shape == (0,)
+    assert small.encode(images[:0]).shape == (0, *small.embedding_shape)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(1, 1, 64, 96), "pad"),
+        (torch.rand(1, 2, 64, 64), "square"),
+        (torch.rand(64, 64), "square"),
+        (torch.rand(1, 1, 64, 64) * 255, r"\[0, 1\]"),
+        (torch.full((1, 1, 64, 64), torch.nan), "NaN"),
+    ],
+)
+def test_images_it_cannot_take_are_refused(small: Sam, images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small.encode(images)
+
+
+def test_embeddings_of_another_sam_and_oblong_sizes_are_refused(small: Sam) -> None:
+    _, prompts = several()
+    with pytest.raises(ValueError, match="not this SAM's"):
+        small.decode(torch.zeros(3, 256, 64, 64), prompts, size=(128, 128))
+    with pytest.raises(ValueError, match="pad"):
+        small.decode(torch.zeros(3, *small.embedding_shape), prompts, size=(128, 64))

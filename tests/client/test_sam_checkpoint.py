@@ -1,0 +1,142 @@
+"""Which checkpoints load, how they are recognised, and what a user reads when one does not."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from segment_anything import build_sam_vit_b
+
+from client.sam import SamUnavailable, load_sam
+from client.sam_checkpoint import SMALL, read
+from client.sam_parts import SIZES, Parts, recognise
+from strategies.semi.prompts import prompts_from
+
+
+def test_the_shipped_one_is_small_and_holds_weights_alone() -> None:
+    assert SMALL.stat().st_size <= 8_000_000
+    size, state = read(SMALL)
+    assert size == "small"
+    assert sum(tensor.numel() for tensor in state.values()) < 1_500_000
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_every_size_is_recognised_by_its_shapes_alone_and_only_when_whole(name: str) -> None:
+    with torch.device("meta"):
+        state = Parts(SIZES[name]).state_dict()
+    assert recognise(state) == name
+    key = "mask_decoder.iou_token.weight"
+    assert recognise({k: v for k, v in state.items() if k != key}) is None
+    assert recognise({**state, "extra": state[key]}) is None
+    assert recognise({**state, key: torch.empty(2, 3, device="meta")}) is None
+
+
+def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp_path: Path) -> None:
+    """Random weights, saved as the official file is: a state dictionary through torch.save."""
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    torch.manual_seed(0)
+    official = build_sam_vit_b()
+    torch.save(official.state_dict(), path)
+    sam = load_sam(str(path), device="cpu")
+    assert sam.size == "vit_b"
+    assert sam.embedding_shape == (256, 64, 64)
+    image = torch.rand(1, 1, 64, 64)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[20:40, 10:50] = True
+    embeddings = sam.encode(image)
+    assert embeddings.shape == (1, 256, 64, 64)
+    logits, iou = sam.decode(embeddings, prompts_from(torch.stack([~mask, mask]).float()[None]), size=(64, 64))
+    assert logits.shape == (1, 64, 64)
+    assert logits.isfinite().all()
+    assert iou.isfinite().all()
+
+
+@pytest.mark.parametrize("wrap", ["model", "state_dict", "module"])
+def test_checkpoints_of_training_runs_are_unwrapped(tmp_path: Path, wrap: str) -> None:
+    state = load_file(SMALL)
+    content = {f"module.{k}": v for k, v in state.items()} if wrap == "module" else {wrap: state, "epoch": 3}
+    path = tmp_path / "run.pth"
+    torch.save(content, path)
+    size, again = read(path)
+    assert size == "small"
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+class _Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code from a checkpoint ran",))
+
+
+def _spoiled(folder: Path, how: str) -> Path:
+    path = folder / ("weights.safetensors" if how.startswith("safetensors") else "weights.pth")
+    state = load_file(SMALL)
+    if how == "folder":
+        path.mkdir()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("<html>404 not found</html>")
+    elif how == "truncated":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif how == "code":
+        path.write_bytes(pickle.dumps({"a": _Malicious()}))
+    elif how == "safetensors truncated":
+        shutil.copy(SMALL, path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif how == "safetensors of another model":
+        save_file({"layer.weight": torch.zeros(3, 3)}, path)
+    elif how == "a number":
+        torch.save(3, path)
+    elif how == "part of a SAM":
+        torch.save({k: v for k, v in state.items() if k.startswith("image_encoder")}, path)
+    elif how == "not finite":
+        state["mask_decoder.iou_token.weight"][0, 0] = torch.nan
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing",
+        "folder",
+        "empty",
+        "text",
+        "truncated",
+        "code",
+        "safetensors truncated",
+        "safetensors of another model",
+        "a number",
+        "part of a SAM",
+        "not finite",
+    ],
+)
+def test_what_is_no_checkpoint_is_named_in_a_sentence_with_the_remedy(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _spoiled(tmp_path, how)
+    with pytest.raises(SamUnavailable) as caught:
+        load_sam(str(path), device="cpu")
+    message = str(caught.value)
+    assert str(path) in message
+    for remedy in ("sam_checkpoint", "site.toml", "sam_vit_b_01ec64.pth", '"small"'):
+        assert remedy in message
+    assert "\n" not in message
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_it_is_read_once_while_its_file_is_the_same_and_anew_when_it_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    shutil.copy(SMALL, path)
+    first = load_sam(str(path), device="cpu")
+    assert load_sam(str(path), device="cpu") is first
+    assert first.fingerprint == load_sam("small", device="cpu").fingerprint
+    state = load_file(SMALL)
+    state["mask_decoder.iou_token.weight"] += 0.5
+    save_file(state, path)
+    second = load_sam(str(path), device="cpu")
+    assert second is not first
+    assert second.fingerprint != first.fingerprint

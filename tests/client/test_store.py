@@ -1,0 +1,139 @@
+"""The pool is conserved, requests are made once, labels only come for what was asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from client.faults import SiteFault
+from client.store import ImageRow, Store
+from strategies.records import Case, Choice
+
+
+def filled(path: Path, *, images: int = 2, slices: int = 3) -> Store:
+    store = Store.at(path)
+    for number in range(images):
+        name = f"i{number}"
+        cases = [Case(f"p{number}.{name}.{index:04d}", f"p{number}", name, index) for index in range(slices)]
+        store.add_image(ImageRow(name, f"p{number}", f"/x/{name}", "pool", "", slices), cases)
+    held = [Case("q.h.0000", "q", "h", 0)]
+    store.add_image(ImageRow("h", "q", "/x/h", "test", "/x/m", 1), held)
+    return store
+
+
+def choices(*ids: str) -> list[Choice]:
+    return [Choice(case_id, 1.0, "why") for case_id in ids]
+
+
+def test_a_grant_is_carried_out_once(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    ids = [case.id for case in store.cases("unlabelled")]
+    assert store.granted("run", 1) is None
+    assert store.request("run", 1, cases=2, choices=choices(*ids[:2]), tick=1) == 2
+    assert store.request("run", 1, cases=2, choices=choices(*ids[2:4]), tick=9) == 2, "a repeat answers from the first time"
+    assert [request.case.id for request in store.open_requests()] == ids[:2]
+    assert [request.tick for request in store.open_requests()] == [1, 1]
+    assert store.counts() == {"unlabelled": 4, "requested": 2, "test": 1}
+
+
+def test_a_label_and_its_state_change_together_and_survive_reopening(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    first = store.cases("unlabelled")[0].id
+    store.request("run", 0, cases=1, choices=choices(first), tick=1)
+    mask = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    store.add_label(first, mask, run="run", cycle=2, tick=5, annotator="oracle")
+    store.close()
+    again = Store.at(tmp_path / "site.db")
+    np.testing.assert_array_equal(again.label(first), mask)
+    assert again.counts()["labelled"] == 1
+    assert (again.received("run", 2), again.received("run", 1), again.received("other", 2)) == (1, 0, 0)
+    again.check_conserved()
+
+
+@pytest.mark.parametrize("state", ["unlabelled", "labelled", "test", "unknown"])
+def test_a_label_nobody_asked_for_is_refused(tmp_path: Path, state: str) -> None:
+    store = filled(tmp_path / "site.db")
+    case = {"unlabelled": store.cases("unlabelled")[0].id, "test": "q.h.0000", "unknown": "nowhere", "labelled": ""}[state]
+    mask = np.zeros((2, 2), dtype=np.uint8)
+    if state == "labelled":
+        case = store.cases("unlabelled")[1].id
+        store.request("run", 0, cases=1, choices=choices(case), tick=1)
+        store.add_label(case, mask, run="run", cycle=0, tick=1, annotator="oracle")
+    before = store.counts()
+    with pytest.raises(SiteFault, match=state) as caught:
+        store.add_label(case, mask, run="run", cycle=0, tick=1, annotator="oracle")
+    assert caught.value.code == "invariant-broken"
+    assert store.counts() == before
+
+
+def test_a_case_cannot_be_requested_twice_and_nothing_of_the_grant_stays(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    ids = [case.id for case in store.cases("unlabelled")]
+    store.request("run", 0, cases=1, choices=choices(ids[0]), tick=1)
+    with pytest.raises(SiteFault, match=ids[0]):
+        store.request("run", 1, cases=2, choices=choices(ids[1], ids[0]), tick=2)
+    assert store.granted("run", 1) is None
+    assert store.counts()["requested"] == 1, "the first choice of the refused grant went back too"
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("DELETE FROM cases WHERE state = 'test'", "slices of all images"),
+        ("UPDATE cases SET state = 'labelled' WHERE state = 'requested'", "labels stored"),
+        ("UPDATE cases SET state = 'unlabelled' WHERE state = 'requested'", "requests made"),
+    ],
+)
+def test_a_pool_that_does_not_add_up_is_found(tmp_path: Path, statement: str, told: str) -> None:
+    store = filled(tmp_path / "site.db")
+    store.request("run", 0, cases=1, choices=choices(store.cases("unlabelled")[0].id), tick=1)
+    store.check_conserved()
+    with store._engine.begin() as connection:
+        connection.execute(text(statement))
+    with pytest.raises(SiteFault, match=told):
+        store.check_conserved()
+
+
+def test_skipped_cases_keep_their_reason_and_are_not_offered(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    first = store.cases("unlabelled")[0].id
+    store.skip([first], reason="motion artefact")
+    assert first not in {case.id for case in store.cases("unlabelled")}
+    assert [case.id for case in store.cases("skipped")] == [first]
+    store.check_conserved()
+
+
+def test_an_image_is_taken_in_once(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    before = store.counts()
+    filled(tmp_path / "site.db")
+    assert store.counts() == before
+
+
+def test_a_database_of_another_schema_is_not_touched(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db")
+    with store._engine.begin() as connection:
+        connection.execute(text("UPDATE meta SET value = '99'"))
+    with pytest.raises(SiteFault, match="schema 99"):
+        Store.at(tmp_path / "site.db")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6))
+def test_the_labelled_set_grows_by_exactly_the_labels_received(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    store = filled(tmp_path_factory.mktemp("pool") / "site.db", images=3, slices=4)
+    for number, size in enumerate(sizes):
+        wanted = [case.id for case in store.cases("unlabelled")][:size]
+        store.request("run", number, cases=size, choices=choices(*wanted), tick=number)
+        before = store.counts().get("labelled", 0)
+        came = store.open_requests()
+        for request in came:
+            store.add_label(request.case.id, np.ones((1, 1), np.uint8), run="run", cycle=number, tick=number, annotator="o")
+        assert store.counts().get("labelled", 0) == before + len(came)
+        assert sum(store.counts().values()) == 13
+        store.check_conserved()

@@ -1,0 +1,143 @@
+"""Local training: unlabelled cases' labels can't matter, a repeated round is the same round, SAM's term has a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.annotate.worklist import carry_out, collect
+from client.faults import SiteFault
+from client.plan import Plan
+from client.site import Site
+from client.train import When, train
+from configs.load import load
+from server.app import initial_weights, settings_for_sites
+from simulation.run import simulate
+from strategies.records import Weights
+
+NOW = When(cycle=1, round=1, step=0, total_steps=8)
+Made = tuple[Site, Plan, Weights]
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def joined(tiny_config: Callable[..., Path], tmp_path: Path) -> Make:
+    """A site that has taken its images in and has two labels, the plan of its run, and the initial weights."""
+
+    def make(*overrides: str, labels: int = 2, name: str = "run") -> Made:
+        config = tiny_config()
+        folder = simulate(config, overrides, out=tmp_path / name, prepare_only=True)
+        run = load(config, overrides)
+        site = Site(folder / "sites" / "north")
+        plan = Plan.read(settings_for_sites(run))
+        site.take_in(plan.preprocess)
+        if labels:
+            carry_out(site, plan, run="r", cycle=0, cases=labels, tick=1)
+            collect(site, plan, run="r", cycle=0, tick=1)
+        return site, plan, initial_weights(run)
+
+    return make
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("sam", ["false", "true"])
+def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, sam: str) -> None:
+    """The leak test: noise in place of every hidden label that was not bought leaves the round bit-identical."""
+    site, plan, weights = joined(f"sam.enabled={sam}", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    before = train(site, plan, NOW, weights, teacher=None)
+    rng = np.random.default_rng(1)
+    for path in (site.workspace / "hidden").glob("*.npz"):
+        with np.load(path) as file:
+            shape = file["mask"].shape
+        np.savez(path, mask=rng.integers(0, 3, shape).astype(np.uint8))
+    after = train(site, plan, NOW, weights, teacher=None)
+    assert same(before.student, after.student)
+    assert before.teacher is not None
+    assert after.teacher is not None
+    assert same(before.teacher, after.teacher)
+    assert before.losses == after.losses
+
+
+def test_a_label_that_was_bought_does_matter(joined: Make) -> None:
+    """The counterpart, without which the leak test could not fail."""
+    site, plan, weights = joined()
+    before = train(site, plan, NOW, weights, teacher=None)
+    more, _, _ = joined("experts.boundary_px=6.0", name="other")
+    after = train(more, plan, NOW, weights, teacher=None)
+    assert not same(before.student, after.student)
+
+
+def test_rounds_repeat_and_differ_from_each_other(joined: Make) -> None:
+    site, plan, weights = joined()
+    first = train(site, plan, NOW, weights, teacher=None)
+    again = train(site, plan, NOW, weights, teacher=None)
+    other = train(site, plan, When(1, 2, 2, 8), weights, teacher=None)
+    assert same(first.student, again.student)
+    assert not same(first.student, other.student)
+
+
+def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
+    site, plan, weights = joined()
+    late = When(1, 2, 50, 100)  # by then the teacher keeps 98 % of itself
+    teacher = {name: torch.full_like(torch.from_numpy(value), 3.0) for name, value in weights.items()}
+    after = train(site, plan, late, weights, teacher=teacher)
+    assert after.teacher is not None
+    for name, value in after.teacher.items():
+        kept = (50 / 51) * (51 / 52)
+        assert torch.all((value - 3.0 * kept).abs() < 1.0), name
+
+
+def test_sam_takes_part_and_its_term_has_a_gradient(joined: Make) -> None:
+    overrides = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.weight=5.0")
+    site, plan, weights = joined(*overrides)
+    with_sam = train(site, plan, NOW, weights, teacher=None)
+    assert with_sam.losses["sam"] > 0
+    plain = train(site, plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})}), NOW, weights, teacher=None)
+    assert "sam" not in plain.losses
+    assert not same(with_sam.student, plain.student)
+
+
+def test_supervised_uses_no_unlabelled_image(joined: Make) -> None:
+    site, plan, weights = joined('train.framework="supervised"')
+    done = train(site, plan, NOW, weights, teacher=None)
+    assert set(done.losses) == {"supervised", "total"}
+    assert done.teacher is None
+
+
+def test_the_proximal_term_holds_the_weights_back(joined: Make) -> None:
+    moved = {}
+    for mu in (0.0, 1000.0):
+        site, plan, weights = joined(f"train.proximal_mu={mu}", 'train.framework="supervised"', name=f"mu{mu}")
+        done = train(site, plan, NOW, weights, teacher=None)
+        moved[mu] = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
+    assert moved[1000.0] < moved[0.0]
+
+
+def test_weights_that_diverge_are_told_not_sent(joined: Make) -> None:
+    site, plan, weights = joined('train.framework="supervised"')
+    name = next(iter(weights))
+    weights[name] = np.full_like(weights[name], np.nan)
+    with pytest.raises(FloatingPointError, match="cycle 1, round 1"):
+        train(site, plan, NOW, weights, teacher=None)
+
+
+def test_weights_of_another_network_are_refused(joined: Make) -> None:
+    site, plan, weights = joined()
+    weights.popitem()
+    with pytest.raises(SiteFault, match="do not fit"):
+        train(site, plan, NOW, weights, teacher=None)
+
+
+def test_training_learns(joined: Make) -> None:
+    site, plan, weights = joined("train.local_steps=30", 'train.framework="supervised"', labels=6)
+    first = train(site, plan, NOW, weights, teacher=None)
+    then = {name: value.numpy() for name, value in first.student.items()}
+    second = train(site, plan, When(1, 2, 30, 60), then, teacher=None)
+    assert second.losses["supervised"] < 0.8 * first.losses["supervised"]

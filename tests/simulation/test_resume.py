@@ -1,0 +1,110 @@
+"""A run killed at any step and resumed has the history of a run that was never killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests_support import TINY, events, timeless
+
+KILLS = [
+    # function, at which call, before or after it
+    ("simulation.prepare:write_text", 3, "before"),
+    ("server.history:History.append", 1, "before"),  # the start
+    ("server.history:History.append", 1, "after"),  # recorded, not checkpointed
+    ("client.store:Store.request", 2, "after"),  # one site asked its experts, the next did not
+    ("client.store:Store.add_label", 3, "after"),  # half of a site's labels are in
+    ("server.history:History.append", 3, "after"),  # annotate
+    ("client.train:train", 2, "before"),  # one site trained, the next did not
+    ("client.models:save_models", 2, "before"),  # trained, nothing saved
+    ("client.models:save_models", 2, "after"),  # saved, not answered
+    ("server.checkpoint:write_bytes", 2, "before"),  # aggregated, not checkpointed
+    ("server.checkpoint:write_text", 5, "before"),  # weights written, state not
+    ("server.checkpoint:write_text", 5, "after"),  # checkpointed, old weights still there
+    ("client.score:save_scores", 2, "after"),  # one site assessed
+    ("server.history:History.append", 6, "after"),  # assess
+    ("server.history:History.append", 7, "before"),  # grant
+    ("client.store:Store.request", 5, "before"),  # second annotate
+    ("client.models:save_models", 8, "after"),  # second cycle
+    ("server.checkpoint:save_weights", 1, "after"),  # best weights written
+    ("server.history:History.append", 12, "after"),  # end
+]
+
+CHILD = '''
+import importlib, os, signal, sys
+from pathlib import Path
+import simulation.run
+from simulation.run import simulate
+
+def killer(target, call, when):
+    module, _, name = target.partition(":")
+    owner = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    honest, calls = getattr(owner, name), [0]
+    def patched(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = honest(*args, **kwargs)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, patched)
+    for other in list(sys.modules.values()):  # those who imported it by name
+        if getattr(other, name, None) is honest and other is not owner:
+            setattr(other, name, patched)
+
+def forked(work):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+config, root, kills = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+assert forked(lambda: simulate(config, out=root / "whole")) == 0
+for number, (target, call, when) in enumerate(kills):
+    out = root / f"killed{number}"
+    def killed():
+        killer(target, call, when)
+        simulate(config, out=out)
+    status = forked(killed)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
+    assert forked(lambda: simulate(config, out=out, resume=True)) == 0, f"resuming after {target}"
+print("done")
+'''
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """All killed and resumed runs, by one process that imports once and forks for each."""
+    root = tmp_path_factory.mktemp("killed")
+    (root / "tiny.toml").write_text(TINY.format(root=tiny_data))
+    command = [sys.executable, "-c", CHILD, str(root / "tiny.toml"), str(root), repr(KILLS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.parametrize("number", range(len(KILLS)), ids=[f"{k[2]} {k[0].split(':')[1]} {k[1]}" for k in KILLS])
+def test_a_killed_run_goes_on_where_it_was(runs: Path, number: int) -> None:
+    assert timeless(runs / f"killed{number}") == timeless(runs / "whole")
+    folder = runs / f"killed{number}"
+    assert (folder / "weights" / "final.safetensors").read_bytes() == (runs / "whole/weights/final.safetensors").read_bytes()
+    assert (folder / "weights" / "best.safetensors").read_bytes() == (runs / "whole/weights/best.safetensors").read_bytes()
+
+
+def test_the_record_says_that_it_was_resumed(runs: Path) -> None:
+    resumed = [number for number in range(len(KILLS)) if any(e["event"] == "resume" for e in events(runs / f"killed{number}"))]
+    assert len(resumed) > len(KILLS) / 2

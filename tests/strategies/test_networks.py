@@ -1,0 +1,185 @@
+"""Networks: sizes, seeds, independence of the images of a batch, features, and per-sample gradients by Opacus."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+
+from strategies.networks import GROUPS, NETWORKS, build_network, forward_features
+from strategies.semi import losses
+
+
+def default(name: str = "unet", **changes: object) -> nn.Module:
+    settings = {"in_channels": 1, "classes": 3, "norm": "instance", "dropout": 0.0, "seed": 0} | changes
+    return build_network(name, **settings)  # type: ignore[arg-type]
+
+
+def images(count: int, *, channels: int = 1, side: int = 32, seed: int = 1) -> Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("name", "millions"), [("unet_tiny", 0.1), ("unet_small", 0.4), ("unet", 1.6)])
+def test_sizes_are_those_promised(name: str, millions: float) -> None:
+    count = sum(parameter.numel() for parameter in default(name).parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (3, 4), (1, 8)])
+def test_every_norm_fits_every_number_of_classes(name: str, norm: str, channels: int, classes: int) -> None:
+    """A group norm of 8 groups fits no last layer of 2, 5 or 9 channels; the network must work all the same."""
+    network = default(name, norm=norm, in_channels=channels, classes=classes)
+    logits = network(images(2, channels=channels))
+    assert logits.shape == (2, classes + 1, 32, 32)
+    assert logits.isfinite().all()
+    for module in network.modules():
+        assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        assert not getattr(module, "inplace", False), "in-place layers break per-sample gradients"
+
+
+def test_group_norm_has_eight_groups_where_they_fit() -> None:
+    groups = {
+        module.num_channels: module.num_groups
+        for module in default(norm="group").modules()
+        if isinstance(module, nn.GroupNorm)
+    }
+    assert groups == {16: GROUPS, 32: GROUPS, 64: GROUPS, 128: GROUPS, 256: GROUPS, 4: 4}
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_an_image_does_not_see_the_others_of_its_batch(norm: str) -> None:
+    network, batch = default("unet_tiny", norm=norm), images(3)
+    together = network(batch)
+    for index in range(3):
+        torch.testing.assert_close(network(batch[index : index + 1])[0], together[index], rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_decides_the_weights_and_the_caller_s_generator_is_left_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = default("unet_tiny", seed=5)
+    assert torch.equal(torch.rand(3), expected)
+    second, other = default("unet_tiny", seed=5), default("unet_tiny", seed=6)  # the generator stands elsewhere now
+    for name, weights in first.state_dict().items():
+        assert torch.equal(weights, second.state_dict()[name])
+    assert any(not torch.equal(w, other.state_dict()[n]) for n, w in first.state_dict().items())
+
+
+def test_only_dropout_tells_training_from_evaluation() -> None:
+    batch = images(1)
+    plain = default("unet_tiny")
+    assert torch.equal(plain.train()(batch), plain.eval()(batch))
+    dropping = default("unet_tiny", dropout=0.2)
+    assert not torch.equal(dropping.train()(batch), dropping(batch))
+    assert torch.equal(dropping.eval()(batch), dropping(batch))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "unet_huge"}, "unet_huge.*unet_tiny"),
+        ({"norm": "batch"}, "batch.*instance"),
+        ({"dropout": 1.0}, "dropout.*1.0"),
+        ({"classes": 0}, "classes"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        default(**changes)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_the_bottleneck_averaged_over_space(name: str) -> None:
+    network, batch = default(name).eval(), images(2, side=48)
+    inner, deep = network.get_submodule("model"), batch
+    while isinstance(inner, nn.Sequential):  # down, skip connection around the rest, up
+        deep, inner = inner[0](deep), inner[1].get_submodule("submodule")
+    logits, features = forward_features(network, batch)
+    assert features.shape == (2, NETWORKS[name].channels[-1])
+    torch.testing.assert_close(features, inner(deep).flatten(2).mean(-1))
+    assert torch.equal(logits, network(batch))
+
+
+def test_features_take_one_pass_and_leave_no_hook_behind() -> None:
+    network, passes = default("unet_tiny"), []
+    network.register_forward_pre_hook(lambda *_: passes.append(1))
+    forward_features(network, images(1))
+    assert len(passes) == 1
+    with pytest.raises(RuntimeError):
+        forward_features(network, images(1, channels=2))
+    inner = [module for module in network.modules() if module is not network]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in inner)
+
+
+def test_features_of_a_copy_are_the_copy_s() -> None:
+    network = default("unet_tiny")
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+    _, features = forward_features(network, images(1))
+    _, others = forward_features(twin, images(1))
+    assert not torch.allclose(features, others)
+
+
+def test_a_network_without_bottleneck_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Conv2d.*unet"):
+        forward_features(nn.Conv2d(1, 2, 1), images(1))
+
+
+# ------------------------------------------------------------------------------------------------ per-sample gradients
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize("name", [name for name, spec in NETWORKS.items() if spec.per_sample_gradients])
+def test_per_sample_gradients_equal_one_image_gradients(name: str, norm: str) -> None:
+    """What patient-level differential privacy rests on, for network and loss; in float64, so equal means equal."""
+    network = default(name, norm=norm).double()
+    batch = images(3).double()
+    labels = torch.randint(0, 4, (3, 32, 32), generator=torch.Generator().manual_seed(2))
+    labels[0] = 0  # a slice without any foreground
+    alone = []
+    for index in range(3):
+        one = slice(index, index + 1)
+        loss = losses.supervised(network(batch[one]), labels[one])
+        alone.append(torch.autograd.grad(loss, list(network.parameters())))
+
+    sampled = GradSampleModule(copy.deepcopy(network), loss_reduction="mean", strict=True)
+    torch.autograd.backward(losses.supervised(sampled(batch), labels))
+    trainable = [parameter for parameter in sampled.parameters() if parameter.requires_grad]
+    assert len(trainable) == len(alone[0]) > 0
+    for position, parameter in enumerate(trainable):
+        expected = torch.stack([gradients[position] for gradients in alone])
+        found = getattr(parameter, "grad_sample", None)
+        assert found is not None
+        assert found.shape == (3, *parameter.shape)
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+# ----------------------------------------------------------------------------------------------------------------- CUDA
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_gives_the_answers_and_gradients_of_the_cpu() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    network, batch = default(), images(2, side=64)
+    twin = copy.deepcopy(network).cuda()
+    labels = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(2))
+    logits, features = forward_features(network, batch)
+    torch.autograd.backward(losses.supervised(logits, labels))
+    there, features_there = forward_features(twin, batch.cuda())
+    torch.autograd.backward(losses.supervised(there, labels.cuda()))
+    torch.testing.assert_close(there.cpu(), logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(features_there.cpu(), features, rtol=1e-3, atol=1e-3)
+    whole = torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+    other = torch.cat([parameter.grad.flatten().cpu() for parameter in twin.parameters() if parameter.grad is not None])
+    assert (whole - other).norm() < 1e-3 * whole.norm()
