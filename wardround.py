@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from configs.faults import ConfigError
 from configs.files import FolderInUse, StorageFault
@@ -122,16 +123,29 @@ def worklist(workspace: Annotated[Path, typer.Argument(help="A site's workspace"
 
 
 def main() -> None:
-    """Entry point: a user's mistake gives a message and exit code 2, never a traceback."""
-    from client.faults import SiteFault
-    from server.sites import FederationFault
-
-    faults = (ConfigError, FolderInUse, StorageFault, FederationFault, SiteFault, ValueError)
+    """Entry point: what a user can mend gives a message and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=True)
-    except faults as fault:
-        Console(stderr=True).print(f"[red]wardround:[/] {fault}", highlight=False, soft_wrap=True)
+        app()
+    except Exception as fault:
+        if not isinstance(fault, _mendable()):
+            raise
+        Console(stderr=True).print(f"[red]wardround:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors whose message says what to do; looked up only when something failed, so that --help starts at once."""
+    from client.faults import SiteFault
+    from client.formats.image import FormatError
+    from client.sam_checkpoint import SamUnavailable
+    from server.report_data import NotARun
+    from server.sites import FederationFault
+    from simulation.cluster import ClusterFault
+    from simulation.run import RunFolderError
+    from simulation.split import DataFault
+
+    own = (ClusterFault, DataFault, FederationFault, FormatError, NotARun, RunFolderError, SamUnavailable, SiteFault)
+    return (ConfigError, FolderInUse, StorageFault, *own)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def main() -> None:
         for pair in range(pairs):
             ours.append(federated(config, root / f"run{pair}"))
             theirs.append(bare(config, root / f"run{pair}"))
-            print(f"pair {pair + 1}: federation {ours[-1]:.1f} s, bare loop {theirs[-1]:.1f} s, ratio {ours[-1] / theirs[-1]:.3f}")
+            print(f"pair {pair + 1}: federation {ours[-1]:.1f} s, bare {theirs[-1]:.1f} s, ratio {ours[-1] / theirs[-1]:.3f}")
     ratio = statistics.median(ours) / statistics.median(theirs)
     report(
         "overhead",

@@ -10,12 +10,12 @@ Takes about 8 minutes on 2 cores with the default number of steps.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from common import report
 from numpy.typing import NDArray
 
 import strategies.torchvision_ops  # noqa: F401  before MONAI, which imports torchvision
@@ -26,7 +26,7 @@ from monai.networks.nets.unet import UNet  # isort: skip
 HOSPITALS, TRAIN, TEST, SLICES, SIZE_PX = 4, 10, 6, 8, 96
 BATCH, LEARNING_RATE = 8, 3e-3
 CLASSES = len(CLASS_NAMES)
-GOAL = {"threshold_at_most": 0.50, "all_at_least": 0.88, "labels_4_at_most": 0.70, "labels_20_at_least": 0.80}
+GOAL = "threshold_by_site <= .50, labels_4 <= .70, labels_20 >= .80, all >= .88"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def best_interval(volumes: list[Volume], value: int, *, bins: int = 80) -> tuple
     everything = np.concatenate([[0], np.cumsum(np.histogram(brightness, edges)[0])])
     wanted = np.concatenate([[0], np.cumsum(np.histogram(brightness[truth], edges)[0])])
     taken, hit = everything[None] - everything[:, None], wanted[None] - wanted[:, None]
-    dice = np.where(taken > 0, 2 * hit / (taken + truth.sum()), 0)
+    dice = np.where(taken > 0, 2 * hit / np.maximum(taken + truth.sum(), 1), 0)
     low, high = np.unravel_index(int(np.argmax(dice)), dice.shape)
     return float(edges[low]), float(edges[high])
 
@@ -106,7 +106,7 @@ def trained(images: torch.Tensor, labels: torch.Tensor, *, steps: int, seed: int
         batch = torch.stack([images[at].flip(turn) for at, turn in zip(chosen, axes, strict=True)])
         target = torch.stack([labels[at].flip(turn) for at, turn in zip(chosen, axes, strict=True)])
         optimiser.zero_grad()
-        batch_loss(network(batch), target).backward()  # type: ignore[no-untyped-call]
+        batch_loss(network(batch), target).backward()
         optimiser.step()
         schedule.step()
     return network.eval()
@@ -150,9 +150,8 @@ def main() -> None:
     pooled = threshold_dice([one for site in train for one in site], [one for site in test for one in site])
     own = np.mean([threshold_dice(train[at], test[at]) for at in range(HOSPITALS)], axis=0)
     figures["threshold"], figures["threshold_by_site"] = float(np.mean(pooled)), float(np.mean(own))
-    print(
-        f"one interval per class for all sites: {np.mean(pooled):.3f} {np.round(pooled, 3)}; one per site: {own.mean():.3f} {own.round(3)}"
-    )
+    print(f"one interval of brightness per class, for all hospitals: {np.mean(pooled):.3f} {np.round(pooled, 3)}")
+    print(f"one per class and hospital: {own.mean():.3f} {own.round(3)}", flush=True)
 
     for name, per_site in (("labels_4", 4), ("labels_20", 20), ("all", None)):
         images, labels = labelled_slices(train, per_site, seed=given.seed)
@@ -166,15 +165,13 @@ def main() -> None:
         )
 
     met = (
-        figures["threshold"] <= GOAL["threshold_at_most"]
-        and figures["all"] >= GOAL["all_at_least"]
-        and figures["labels_4"] <= GOAL["labels_4_at_most"]
-        and figures["labels_20"] >= GOAL["labels_20_at_least"]
+        figures["threshold_by_site"] <= 0.50
+        and figures["labels_4"] <= 0.70
+        and figures["labels_20"] >= 0.80
+        and figures["all"] >= 0.88
     )
     rounded = {name: round(value, 3) for name, value in figures.items()}
-    print(
-        json.dumps({"name": "phantom_difficulty", **rounded, "steps": given.steps, "seed": given.seed, "goal": GOAL, "met": met})
-    )
+    report("phantom_difficulty", goal=GOAL, met=met, steps=given.steps, seed=given.seed, **rounded)
 
 
 if __name__ == "__main__":

@@ -126,29 +126,34 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
     )
 
 
+def _answered(answer: Answer, message: Message, context: Context) -> Message:
+    """Open the workspace, check the request, and pack what `answer` says."""
+    try:
+        request = wire.unpack_request(message.content)
+    except ValueError as error:
+        raise SiteFault("bad-request", str(error)) from error
+    if request.protocol != wire.PROTOCOL:
+        raise SiteFault(
+            "protocol-mismatch",
+            f"the coordinator speaks protocol {request.protocol}, this site {wire.PROTOCOL}: install the same version",
+        )
+    with Site(workspace_of(context.node_config, context.run_config)) as site:
+        plan = Plan.read(request.settings)
+        if plan.classes != list(site.settings.classes):
+            raise SiteFault(
+                "classes-mismatch",
+                f"the run segments {plan.classes}, site.toml defines {list(site.settings.classes)}: "
+                "[classes] of site.toml must name the run's classes in the same order",
+            )
+        torch.set_num_threads(site.settings.threads)
+        return Message(answer(site, plan, request, message), reply_to=message)
+
+
 def _handle(answer: Answer) -> Callable[[Message, Context], Message]:
-    """A Flower handler from an answer: opens the workspace, checks the request, packs the reply."""
+    """A Flower handler. Ray ships it by value, with all that it names, so it names as little as it can."""
 
     def handler(message: Message, context: Context) -> Message:
-        try:
-            request = wire.unpack_request(message.content)
-        except ValueError as error:
-            raise SiteFault("bad-request", str(error)) from error
-        if request.protocol != wire.PROTOCOL:
-            raise SiteFault(
-                "protocol-mismatch",
-                f"the coordinator speaks protocol {request.protocol}, this site {wire.PROTOCOL}: install the same version",
-            )
-        with Site(workspace_of(context.node_config, context.run_config)) as site:
-            plan = Plan.read(request.settings)
-            if plan.classes != list(site.settings.classes):
-                raise SiteFault(
-                    "classes-mismatch",
-                    f"the run segments {plan.classes}, site.toml defines {list(site.settings.classes)}: "
-                    "[classes] of site.toml must name the run's classes in the same order",
-                )
-            torch.set_num_threads(site.settings.threads)
-            return Message(answer(site, plan, request, message), reply_to=message)
+        return _answered(answer, message, context)
 
     return handler
 

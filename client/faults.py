@@ -6,6 +6,9 @@ from strategies.wire import CODES
 
 CODE_OF_TYPE = {
     "client.formats.image.FormatError": "bad-data",
+    "client.sam_checkpoint.SamUnavailable": "sam-unavailable",
+    "configs.faults.ConfigError": "bad-request",
+    "strategies.aggregate.UpdateError": "not-finite",
     "configs.files.StorageFault": "storage",
     "configs.files.FolderInUse": "storage",
     "sqlite3.Error": "storage",

@@ -39,13 +39,11 @@ class Pictures:
             return
         rows = max(image.shape[0] for image, _, _ in self._kept)
         columns = max(image.shape[1] for image, _, _ in self._kept)
-        names = ("image", "truth", "prediction")
-        stacked = {
-            name: np.stack([_pad(kept[position], rows, columns) for kept in self._kept])
-            for position, name in enumerate(names)
-        }
+        image, truth, prediction = (
+            np.stack([_pad(kept[position], rows, columns) for kept in self._kept]) for position in range(3)
+        )
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **stacked)
+        np.savez_compressed(buffer, image=image, truth=truth, prediction=prediction)
         write_bytes(self._site.workspace / "pictures" / f"cycle_{cycle:03d}.npz", buffer.getvalue())
 
 

@@ -121,9 +121,7 @@ class Parts(nn.Module):
         )
         self.mask_decoder = MaskDecoder(
             transformer_dim=size.prompt_dim,
-            transformer=TwoWayTransformer(
-                depth=2, embedding_dim=size.prompt_dim, num_heads=8, mlp_dim=size.decoder_mlp
-            ),
+            transformer=TwoWayTransformer(depth=2, embedding_dim=size.prompt_dim, num_heads=8, mlp_dim=size.decoder_mlp),
             num_multimask_outputs=3,
             iou_head_depth=3,
             iou_head_hidden_dim=size.iou_hidden,
@@ -186,9 +184,7 @@ def predict(
     attended, image = decoder.transformer(embeddings + dense, position, tokens)
 
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
-    kernels = torch.stack(
-        [mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-    )
+    kernels = torch.stack([mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     return torch.einsum("pmc,pchw->pmhw", kernels, upscaled), decoder.iou_prediction_head(attended[:, 0])
 
 
@@ -196,9 +192,7 @@ def to_pixels(images: Tensor, size: Size) -> Tensor:
     """Images (B, 1 or 3, S, S) in [0, 1], S any, as the encoder takes them: (B, 3, input_px, input_px), normalised."""
     side = (size.input_px, size.input_px)
     if images.shape[-2:] != side:
-        images = torch.nn.functional.interpolate(
-            images, size=side, mode="bilinear", antialias=True, align_corners=False
-        )
+        images = torch.nn.functional.interpolate(images, size=side, mode="bilinear", antialias=True, align_corners=False)
     images = images.expand(-1, 3, -1, -1)
     mean, spread = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     return (images * 255 - mean) / spread

@@ -105,13 +105,14 @@ class Site:
     def read(self, path: Path, *, patient: str | None = None) -> Image:
         """The image at `path` in its own grid; `patient` is the identity to hash, from the file when None."""
         reader = FORMATS[self.settings.format]
-        return reader.read_image(
+        image: Image = reader.read_image(
             path,
             key=self.settings.key,
             patient=patient,
             slice_axis=self.settings.slice_axis,
             window=self.settings.window,
         )
+        return image
 
     def ready(self, image_id: str, prepare: Preprocess) -> Ready:
         """An image on the network's grid, memory-mapped from the cache; made again when the settings changed."""
@@ -189,7 +190,7 @@ class Site:
             roles.setdefault(row["patient"], set()).add(row["role"])
             lines_of.setdefault(row["patient"], []).append(number)
         torn = [lines[0] for patient, lines in lines_of.items() if len(roles[patient]) > 1]
-        faults += [f"line {line}: its patient stands on two sides of a split; give all rows of a patient one role" for line in torn]
+        faults += [f"line {line}: its patient is on two sides of a split; give all rows of a patient one role" for line in torn]
         names = [row.get("image") or row.get("path") for row in rows]
         faults += [f"image {name} is listed twice" for name in sorted({n for n in names if n and names.count(n) > 1})]
         if faults or not rows:

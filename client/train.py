@@ -86,16 +86,16 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
                 terms["proximal"] = _distance(student, anchor)
             total = _weighted(terms, plan, step, when.total_steps)
             optimiser.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             optimiser.step()
             if average is not None:
                 update_teacher(average, student, step)
-            for name, value in {**terms, "total": total}.items():
-                totals.setdefault(name, []).append(value.detach())
+            for name, term in {**terms, "total": total}.items():
+                totals.setdefault(name, []).append(term.detach())
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
-    for name, value in losses.items():
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the {name} loss became {value} in cycle {when.cycle}, round {when.round}")
+    for name, mean in losses.items():
+        if not np.isfinite(mean):
+            raise FloatingPointError(f"the {name} loss became {mean} in cycle {when.cycle}, round {when.round}")
     return Trained(
         student=_state(student),
         teacher=None if average is None else _state(average),
@@ -179,7 +179,7 @@ class _Draw:
             return None, None
         size = (images.shape[-2], images.shape[-1])
         warp = draw_warp(len(images), size=size, generator=self.generator, flip=self._plan.train.flip)
-        return warp, draw_intensity(tuple(images.shape), generator=self.generator)
+        return warp, draw_intensity(images.shape, generator=self.generator)
 
 
 def _passes(count: int, batch: int, steps: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -201,7 +201,8 @@ class Run(Settings):
         phantom = self.data.phantom
         if self.data.format == "phantom":
             if len(phantom.patients) not in (1, phantom.hospitals):
-                yield f"data.phantom.patients lists {len(phantom.patients)} numbers for {phantom.hospitals} hospitals: one, or one each"
+                lists = f"lists {len(phantom.patients)} numbers for {phantom.hospitals} hospitals"
+                yield f"data.phantom.patients {lists}: one, or one each"
             if min(phantom.patients, default=3) < 3:
                 yield "data.phantom.patients must be at least 3: one to train on, one for validation, one for test"
         if self.data.window is not None and self.data.window[1] <= 0:

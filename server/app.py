@@ -82,10 +82,13 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
             )
         if ledger.resumed:
             ledger.note(event("resume", sites={name: {} for name in pools}), *problems.events("join", cycle=0, round=0))
-        counts = {key: {name: pool[key] for name, pool in pools.items()} for key in ("unlabelled", "labelled")}
         ledger.once(
             lambda state: (
-                replace(state, **counts),
+                replace(
+                    state,
+                    unlabelled={name: pool["unlabelled"] for name, pool in pools.items()},
+                    labelled={name: pool["labelled"] for name, pool in pools.items()},
+                ),
                 [
                     event("start", **about(run, engine)),
                     event("join", sites=pools),
@@ -106,14 +109,12 @@ def finish(ledger: Ledger, folder: Path, run: Run, *, seconds: float) -> None:
         lambda state: (
             state,
             [
-                event(
-                    "end",
-                    cycle=run.federation.cycles,
-                    best_cycle=state.best_cycle,
-                    labels_total=state.labels_total,
-                    seconds=round(seconds, 3),
+                {
+                    **event("end", cycle=run.federation.cycles, best_cycle=state.best_cycle),
                     **state.last,
-                )
+                    "labels_total": state.labels_total,
+                    "seconds": round(seconds, 3),
+                }
             ],
         )
     )

@@ -47,7 +47,8 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageFault(error.errno, f"cannot write {self._path}: {error.strerror}; free some space, then --resume") from error
+            told = f"cannot write {self._path}: {error.strerror}; free some space, then go on with --resume"
+            raise StorageFault(error.errno, told) from error
 
     def truncate(self, size: int) -> None:
         """Forget what was written after the first `size` bytes: steps that the checkpoint does not know."""

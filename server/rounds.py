@@ -122,7 +122,9 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
     state = replace(state, tick=state.tick + 1)
     request = wire.Request(cycle=cycle, round=round, tick=state.tick, step=first, total_steps=everything, fresh=fresh)
     aggregate = AGGREGATES[run.federation.aggregate](state.weights)
-    problems, told = Problems(), {}
+    problems = Problems()
+    told: dict[str, dict[str, Any]] = {}
+    labelled: dict[str, int | None] = {}
     for answer in federation.sites.ask(
         wire.TRAIN, dict.fromkeys(federation.sites.names, request), problems, weights=wire.pack_weights(state.weights)
     ):
@@ -132,6 +134,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
         except UpdateError:
             problems.refused[answer.site] = {"code": "not-finite", "reference": "coordinator"}
             continue
+        labelled[answer.site] = update.labelled
         told[answer.site] = {
             "losses": dict(update.losses) or None,
             "labelled": update.labelled,
@@ -148,15 +151,15 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
         optimiser=run.federation.server_optimiser,
         learning_rate=run.federation.server_learning_rate,
     )
-    counted = {name: numbers["labelled"] for name, numbers in told.items()}
-    state = replace(state, weights=weights, momenta=momenta, labelled={**state.labelled, **counted})
+    state = replace(state, weights=weights, momenta=momenta, labelled={**state.labelled, **labelled})
     line = event("train", cycle=cycle, round=round, sites=dict(sorted(told.items())), labels_total=state.labels_total)
     return state, [line, *problems.events("train", cycle=cycle, round=round)]
 
 
 def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
     """Every site evaluates the global model on its held-out patients and scores its pool; gated sums come back."""
-    problems, told = Problems(), {}
+    problems = Problems()
+    told: dict[str, dict[str, Any]] = {}
     request = wire.Request(cycle=cycle, tick=state.tick)
     assessments: dict[str, Assessment] = {}
     for answer in federation.sites.ask(
@@ -187,7 +190,7 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         save_weights(federation.folder / "weights" / "best.safetensors", state.weights)
         state = replace(state, best_dice=dice, best_cycle=cycle)
     sites = dict(sorted(told.items()))
-    line = event("assess", cycle=cycle, sites=sites, **numbers, labels_total=state.labels_total)
+    line = {**event("assess", cycle=cycle, sites=sites, labels_total=state.labels_total), **numbers}
     return state, [line, *problems.events("assess", cycle=cycle, round=0)]
 
 
@@ -200,7 +203,7 @@ def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:
     """Whether enough of the requested labels are there; nothing can be waited for where no site tells."""
     shared = [n for n in told.values() if n.get("outstanding") is not None]
     asked = sum(n["outstanding"] + n["received"] for n in shared)
-    return sum(n["received"] for n in shared) >= quorum * asked
+    return bool(sum(n["received"] for n in shared) >= quorum * asked)
 
 
 def _enough(federation: Federation, told: dict[str, Any], problems: Problems, *, step: str) -> None:

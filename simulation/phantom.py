@@ -97,7 +97,7 @@ def _hospital(number: int, *, seed: int) -> Hospital:
     side = round(float(rng.uniform(350, 410)), 1)
     scanner = Scanner(
         weighting=protocol.weighting,
-        noise=float(rng.uniform(0.04, 0.07)),
+        noise=float(rng.uniform(0.035, 0.06)),
         bias=float(rng.uniform(0.10, 0.20)) if mr else 0.0,
         blur_px=float(rng.uniform(0.45, 0.70)),
         gain=float(rng.uniform(0.4, 2.0)) if mr else 1.0,

@@ -84,7 +84,7 @@ class _Canvas:
 
 
 def _placed(space: Space, rng: np.random.Generator) -> Space:
-    """The body lies a little turned, off centre, larger or smaller, and is bent like no other."""
+    """The body lies a little turned, off centre, larger or smaller, and bent like no other; the stack reaches past the organs."""
     turn, scale = rng.normal(0, 0.10), rng.uniform(0.90, 1.12)
     dx, dy, dz = rng.normal(0, 0.03), rng.normal(0, 0.04), rng.normal(0, 0.03)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -92,7 +92,7 @@ def _placed(space: Space, rng: np.random.Generator) -> Space:
     turned = Space(
         x=((cos * x + sin * y) * scale).astype(np.float32),
         y=((cos * y - sin * x) * scale).astype(np.float32),
-        z=space.z + np.float32(dz),
+        z=np.float32(1.1) * (space.z - np.float32(0.5)) + np.float32(0.5 + dz),
     )
     return warped(turned, rng, amount=0.022)
 
@@ -110,7 +110,7 @@ def _sized(rng: np.random.Generator, radii: Triple, spread: float = 0.12) -> Tri
 
 
 def _body(canvas: _Canvas, rng: np.random.Generator, *, fat: float, ascites: bool) -> Mask:
-    """Skin fat, muscle, ribs, spine, lungs and great vessels; gives back the abdominal cavity."""
+    """Skin fat, muscle, ribs, spine, lungs, heart and great vessels; gives back the cavity within the wall."""
     space = canvas.space
     skin = blob(
         space, rng, centre=(0, 0, 0.5), radii=(rng.uniform(0.80, 0.90), rng.uniform(0.58, 0.68), 40), bumps=0.012, cells=(1, 4, 4)
@@ -137,6 +137,9 @@ def _body(canvas: _Canvas, rng: np.random.Generator, *, fat: float, ascites: boo
         )
         dome = blob(space, rng, centre=(0.42 * side, 0.16, 1.18), radii=(0.42, 0.42, 0.42), bumps=0.08)
         canvas.paint((dome < 1) & cavity, Tissue.LUNG)
+    heart = blob(space, rng, centre=(0.08, -0.14, 1.2), radii=(0.30, 0.24, 0.28), turn=rng.normal(0.4, 0.2), bumps=0.06)
+    canvas.paint((heart < 1) & cavity, Tissue.MUSCLE)
+    canvas.paint((heart < 0.6) & cavity, Tissue.VEIN)
     vertebra = blob(space, rng, centre=(0, 0.26, 0.5), radii=(0.135, 0.115, 40), bumps=0.05)
     canvas.paint(radius(space, centre=(0, 0.42, 0.5), radii=(0.10, 0.085, 40)) < 1, Tissue.BONE)
     canvas.paint(radius(space, centre=(0, 0.50, 0.5), radii=(0.025, 0.09, 40)) < 1, Tissue.BONE)
@@ -280,14 +283,15 @@ def _stomach(canvas: _Canvas, rng: np.random.Generator, cavity: Mask, *, full: b
     grown = 1.3 if full else rng.uniform(0.85, 1.15)
     centre = _around(rng, (0.27, -0.16, 0.68), (0.04, 0.03, 0.05))
     x, y, z = _sized(rng, (0.29 * grown, 0.23 * grown, 0.32))
-    outer = blob(
-        space, rng, centre=centre, radii=(x, y, z), turn=rng.normal(0.5, 0.35), lean=(rng.normal(-0.15, 0.1), 0), bumps=0.10
+    turn, lean = rng.normal(0.5, 0.35), (rng.normal(-0.15, 0.1), 0.0)
+    bumps = np.float32(0.08) * smooth_field(rng, space.shape, cells=(2, 6, 6))
+    wall = 0.10 if full else rng.uniform(0.10, 0.14)
+    outer, inner, lumen = (
+        (radius(space, centre=centre, radii=(x - thick, y - thick, z - 0.3 * thick), turn=turn, lean=lean) + bumps < 1) & cavity
+        for thick in (0.0, 0.2 * wall, min(wall, 0.7 * y))
     )
-    thickness = (0.085 if full else rng.uniform(0.10, 0.14)) / float(np.sqrt(x * y))
-    stomach = (outer < 1) & cavity
-    lumen = (outer < 1 - thickness) & cavity
-    canvas.paint(stomach, Tissue.WALL, label=STOMACH)
-    canvas.paint((outer < 1 - 0.25 * thickness) & cavity, Tissue.MUCOSA, label=STOMACH)
+    canvas.paint(outer, Tissue.WALL, label=STOMACH)
+    canvas.paint(inner, Tissue.MUCOSA, label=STOMACH)
     canvas.paint(lumen, (Tissue.CHYME, Tissue.CHYME, Tissue.FLUID)[int(rng.integers(3))])
     if full:
         canvas.paint(lumen & (smooth_field(rng, space.shape, cells=(4, 16, 16)) > 0.4), Tissue.WALL)

@@ -71,7 +71,7 @@ class CaseMix:
 
     rare: Mapping[str, float] = field(default_factory=dict)
     fat: float = 0.07
-    tone: float = 0.07
+    tone: float = 0.06
     lesions: float = 0.35
 
     def __post_init__(self) -> None:

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
+from client.sam_checkpoint import path_of, read
 from configs.files import write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run, Site
 from simulation.experts import expert_mask, schedule
 from simulation.sources import Progress, Source, file_format, indexed, phantoms, restyled, truth
-from simulation.split import Role, Sites, by_column, by_label, by_size, equal_parts, hold_out
+from simulation.split import DataFault, Role, Sites, by_column, by_label, by_size, equal_parts, hold_out
 from simulation.styles import Style, styles
 from strategies.randomness import numpy_rng
 
@@ -47,7 +48,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
         The names of the sites, in ascending order.
 
     Raises:
-        ValueError: the data does not fit the settings, or `out` was prepared from others; names the file or the key,
+        DataFault: the data does not fit the settings, or `out` was prepared from others; names the file or the key,
             and what to do. `FormatError`, one of these, where an image or a mask cannot be read.
         StorageFault: the disk is full or read-only.
     """
@@ -104,17 +105,17 @@ def _sites(run: Run, sources: Sequence[Source], tell: Progress) -> Sites:
                 sites = by_size(patients, count=split.count, alpha=split.alpha, split_seed=split.split_seed)
             case "scanner":
                 if file_format(run) == "dicom":
-                    raise ValueError(
+                    raise DataFault(
                         'split.sites = "scanner" writes restyled copies of NIfTI volumes and pictures, not of DICOM: '
                         'set it to "column" for sites with scanners of their own, or to "dirichlet" or "size"'
                     )
                 sites = equal_parts(patients, count=split.count, split_seed=split.split_seed)
     except ValueError as error:
         key = " (see data.phantom.patients)" if run.data.format == "phantom" else ""
-        raise ValueError(f"cannot make sites from {where}{key}: {error}") from error
+        raise DataFault(f"cannot make sites from {where}{key}: {error}") from error
     for name in sites:
         if not _NAME.fullmatch(name):
-            raise ValueError(
+            raise DataFault(
                 f"{where}: site {name!r} cannot name a folder. Use 1 to 64 letters, digits, dots, hyphens and "
                 "underscores, and no dot in front"
             )
@@ -125,7 +126,7 @@ def _site_of(sources: Iterable[Source]) -> dict[str, str | None]:
     site_of: dict[str, str | None] = {}
     for source in sources:
         if site_of.setdefault(source.patient, source.site) != source.site:
-            raise ValueError(
+            raise DataFault(
                 f"the patient of case {source.case} stands at two sites, {site_of[source.patient]} and {source.site}: "
                 "all images of a patient belong to one"
             )
@@ -163,7 +164,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     _write_images_csv(folder / "images.csv", sources, roles)
     pixels, cases = _write_hidden(run, folder, sources, roles)
     if not pixels.any():
-        raise ValueError(
+        raise DataFault(
             f"site {name}: none of its {len(sources)} masks shows a pixel of {', '.join(run.class_names)}. "
             "Check the label values or ROI names in [classes], or leave the site out of the index"
         )
@@ -180,7 +181,9 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
 
 
 def _write_site_toml(run: Run, folder: Path) -> None:
-    checkpoint = run.sam.checkpoint
+    checkpoint = path_of(run.sam.checkpoint).resolve()
+    if run.sam.enabled and run.train.framework != "supervised" and not checkpoint.is_file():
+        read(checkpoint)  # says what is missing and what to do, before anything is trained
     site = Site(
         name=folder.name,
         key=site_key(folder.name, split_seed=run.split.split_seed),
@@ -192,7 +195,7 @@ def _write_site_toml(run: Run, folder: Path) -> None:
         share=run.privacy.share,
         min_patients=run.privacy.min_patients,
         # A site may run in another process and folder, so the path must not depend on where this one was started.
-        sam_checkpoint=checkpoint if checkpoint == "small" else str(Path(checkpoint).resolve()),
+        sam_checkpoint=str(checkpoint),
         save_pictures=run.save_pictures,
         threads=run.threads,
         device=run.device,
@@ -246,7 +249,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     """The state of `out`: that of an earlier call with the same settings, or a new one.
 
     Raises:
-        ValueError: `out` was prepared from other settings; names them.
+        DataFault: `out` was prepared from other settings; names them.
     """
     path = _state_path(out)
     settings = run.model_dump(mode="json", include={"seed", "data", "split", "experts"})
@@ -258,7 +261,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(path.read_text())
     changed = sorted(key for key in settings if state["settings"].get(key) != settings[key])
     if changed:
-        raise ValueError(
+        raise DataFault(
             f"{out} was prepared with other settings ({', '.join(changed)} differ), and its labels belong to those: "
             "choose another folder with --out, or delete this one"
         )

@@ -6,6 +6,10 @@ exact or as careless as a specialist's prediction would make them. The first mas
 compete for ambiguous prompts (only the best of them learns), and the IoU head learns how good each mask turned out
 (Kirillov et al., 2023, §3).
 
+Two things help a young network to look at the picture, where boxes alone would already be a fair guess: scenes start
+easy and get hard over the first third of the run, and a linear map must read borders and picture from the embedding
+(`sketch_loss`). Prompts and losses are in `simulation/sam_lessons.py`.
+
 A run is a number of steps; every step's draws follow from the seed and the step alone, so a run that was killed and
 resumed sees the same scenes as one that never stopped. What is saved is the moving average of the weights.
 """
@@ -14,7 +18,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,17 +27,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from client.sam_parts import SIZES, Parts, predict, to_pixels
 from configs.files import write_bytes
-from simulation.sam_shapes import OBJECTS, Scenes, draw
-
-POINTS = 3
-"""Clicks in a prompt: at most one inside and two outside, fewer where a draw leaves some out."""
-
-MIN_AREA_PX = 12
-"""Objects of which less is seen are not asked for."""
+from simulation.sam_lessons import Asked, ask, losses, sketch_loss
+from simulation.sam_shapes import draw
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Recipe:
     batch: int
     bfloat16: bool = False
     prompts_per_image: int = 6
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.01
     warm_up: int = 200
     average_decay: float = 0.998
 
@@ -64,121 +61,6 @@ class Progress:
     loss: float
     dice: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Prompts and what they ask for, in pixels of the scene.
-
-    Attributes:
-        image_index: (P,) int64, the scene of each prompt.
-        masks: (P, S, S) float32 of 0 and 1, the object meant.
-        boxes: (P, 4); points: (P, POINTS, 2); point_labels: (P, POINTS), as `client.sam_parts.predict` takes them.
-    """
-
-    image_index: Tensor
-    masks: Tensor
-    boxes: Tensor
-    points: Tensor
-    point_labels: Tensor
-
-
-def ask(scenes: Scenes, generator: Generator, *, prompts_per_image: int) -> Asked:
-    """Draw objects from each scene, with replacement, and a prompt for each; scenes without an object get none."""
-    side = scenes.labels.shape[-1]
-    present = F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
-    weights = (present >= MIN_AREA_PX).float()
-    images = torch.nonzero(weights.any(1)).flatten()
-    picked = torch.multinomial(weights[images], prompts_per_image, replacement=True, generator=generator).flatten()
-    image_index = images.repeat_interleave(prompts_per_image)
-    masks = (scenes.labels[image_index] == (picked + 1)[:, None, None]).float()
-    points, point_labels = _clicks(masks, generator)
-    return Asked(image_index, masks, _boxes(masks, generator).clamp(0, side), points, point_labels)
-
-
-def _boxes(masks: Tensor, generator: Generator) -> Tensor:
-    """Boxes around masks: a quarter of them tight, the others with every edge off by some pixels or some percent."""
-    side = masks.shape[-1]
-    place = torch.arange(side, device=masks.device)
-    edges = []
-    for axis in (1, 2):  # over rows: which columns; over columns: which rows
-        used = masks.amax(axis) > 0
-        edges += [torch.where(used, place, side).amin(1), torch.where(used, place + 1, 0).amax(1)]
-    tight = torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).float()
-    extent = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
-    care = torch.rand(len(masks), 1, generator=generator, device=masks.device)
-    spread = torch.where(care < 0.25, 0.0, torch.where(care < 0.8, 0.03, 0.1)) * extent + (care >= 0.25) * 0.8
-    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=masks.device)
-    padding = (care >= 0.5) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
-    noise = torch.randn(tight.shape, generator=generator, device=masks.device).clamp(-2.5, 2.5)
-    return tight + outwards * padding + spread * noise
-
-
-def _clicks(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """One click inside each mask, rather deep, and two outside near its border; each left out (-1) now and then."""
-    count, side = masks.shape[0], masks.shape[-1]
-    cell = 4
-    coarse = F.avg_pool2d(masks[:, None], cell)
-    depth = F.avg_pool2d(coarse, 3, stride=1, padding=1) ** 4
-    beside = ((F.max_pool2d(coarse, 7, stride=1, padding=3) > 0) & (coarse == 0)).float()
-    fine = F.interpolate(torch.cat([depth, beside], 1), scale_factor=cell, mode="nearest")
-    inside = (masks * fine[:, 0]).flatten(1)
-    outside = fine[:, 1].flatten(1) + 1e-9  # a mask that fills the picture has no outside; its click is left out below
-    spots = torch.cat(
-        [
-            torch.multinomial(inside, 1, replacement=True, generator=generator),
-            torch.multinomial(outside, POINTS - 1, replacement=True, generator=generator),
-        ],
-        dim=1,
-    )
-    points = torch.stack([spots % side, torch.div(spots, side, rounding_mode="floor")], -1).float() + 0.5
-    left_out = torch.rand(count, POINTS, generator=generator, device=masks.device) < torch.tensor(
-        [0.35, 0.5, 0.5], device=masks.device
-    )
-    hit = masks.flatten(1).gather(1, spots)
-    kind = torch.tensor([1] + [0] * (POINTS - 1), device=masks.device)
-    labels = torch.where(left_out | (hit != kind), -1, kind)
-    return torch.where((labels >= 0)[..., None], points, 0.0), labels
-
-
-def losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch of prompts, and mean Dice of the first masks.
-
-    The loss of a mask is cross-entropy plus Dice against the share of each coarse pixel that the object covers;
-    cross-entropy counts fully in and around the box and a tenth elsewhere, or small objects would drown in background.
-
-    Args:
-        logits: (P, 4, h, w), predicted_iou: (P, 4); masks: (P, S, S), S a multiple of h; boxes: (P, 4) in pixels of S.
-    """
-    ratio = masks.shape[-1] // logits.shape[-1]
-    share = F.avg_pool2d(masks[:, None], ratio)
-    weight = _focus(boxes / ratio, logits.shape[-1])[:, None]
-    entropy = F.binary_cross_entropy_with_logits(logits, share.expand_as(logits), reduction="none")
-    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3))
-    probability = torch.sigmoid(logits)
-    overlap = (probability * share).sum((2, 3))
-    both = probability.square().sum((2, 3)) + share.square().sum((2, 3))
-    each = entropy + 1 - (2 * overlap + 0.1) / (both + 0.1)
-    best_of_three = each[:, 1:].amin(1)
-
-    with torch.no_grad():
-        fine = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False) > 0
-        meant = masks[:, None] > 0.5
-        shared, united = (fine & meant).sum((2, 3)), (fine | meant).sum((2, 3))
-        iou = shared / united.clamp(min=1)
-        dice = 2 * iou[:, 0] / (1 + iou[:, 0])
-    confidence = (predicted_iou - iou).square().mean(1)
-    return (each[:, 0] + 0.5 * best_of_three + confidence).mean(), dice.mean()
-
-
-def _focus(boxes: Tensor, side: int) -> Tensor:
-    """(P, side, side): 1 in boxes a third larger on every side, 0.1 elsewhere."""
-    place = torch.arange(side, device=boxes.device) + 0.5
-    margin = (boxes[:, 2:] - boxes[:, :2]) / 3 + 1
-    low, high = boxes[:, :2] - margin, boxes[:, 2:] + margin
-    columns = (place >= low[:, :1]) & (place <= high[:, :1])
-    rows = (place >= low[:, 1:]) & (place <= high[:, 1:])
-    return 0.1 + 0.9 * (rows[:, :, None] & columns[:, None, :]).float()
 
 
 def pretrain(
@@ -208,8 +90,9 @@ def pretrain(
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
     _initialise(parts)
+    sketcher = torch.nn.Conv2d(size.prompt_dim, 2 * (size.patch_px // 2) ** 2, kernel_size=1).to(device)
     optimiser = torch.optim.AdamW(
-        _groups(parts, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=False
+        _groups([*parts.parameters(), *sketcher.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
     )
     average = {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
     start, seconds = 0, 0.0
@@ -217,16 +100,16 @@ def pretrain(
     if resume:
         state = _read_checkpoint(checkpoint, recipe)
         parts.load_state_dict(state["weights"])
+        sketcher.load_state_dict(state["sketcher"])
         optimiser.load_state_dict(state["optimiser"])
         average = {name: tensor.to(device) for name, tensor in state["average"].items()}
         start, seconds = state["step"], state["seconds"]
 
     began, sums, counted = time.monotonic() - seconds, torch.zeros(2, device=device), 0
     for step in range(start, steps):
-        generator = Generator(device=device).manual_seed(seed * 1_000_003 + step)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        sums += _step(parts, optimiser, generator, recipe)
+        sums += _step(parts, sketcher, optimiser, step, recipe, device)
         counted += 1
         _follow(average, parts, decay=min(recipe.average_decay, (step + 1) / (step + 10)))
         done = step + 1
@@ -234,7 +117,7 @@ def pretrain(
             write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in average.items()}))
             if done < steps:
                 seconds = time.monotonic() - began
-                _write_checkpoint(checkpoint, recipe, parts, optimiser, average, done, seconds)
+                _write_checkpoint(checkpoint, recipe, parts, sketcher, optimiser, average, done, seconds)
         if done % every == 0 or done == steps:
             loss, dice = (sums / counted).tolist()
             yield Progress(done, steps, loss, dice, time.monotonic() - began)
@@ -242,17 +125,20 @@ def pretrain(
     checkpoint.unlink(missing_ok=True)
 
 
-def _step(parts: Parts, optimiser: torch.optim.Optimizer, generator: Generator, recipe: Recipe) -> Tensor:
+def _step(
+    parts: Parts, sketcher: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
+) -> Tensor:
     """One gradient step; gives (loss, Dice), detached."""
     size = SIZES["small"]
-    scenes = draw(generator, batch=recipe.batch, side=size.input_px)
+    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
+    ease = max(0.0, 1 - 3 * step / recipe.steps)
+    scenes = draw(generator, batch=recipe.batch, side=size.input_px, ease=ease)
     asked = ask(scenes, generator, prompts_per_image=recipe.prompts_per_image)
-    clicks_only = torch.rand((), generator=generator, device=generator.device).item() < 0.15
-    with torch.autocast(scenes.images.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-        embeddings = parts.image_encoder(to_pixels(scenes.images, size))
+    clicks_only = torch.rand((), generator=generator, device=generator.device).item() < 0.3
+    embeddings = _embed(parts, to_pixels(scenes.images, size), bfloat16=recipe.bfloat16)
     logits, iou = predict(
         parts,
-        embeddings[asked.image_index].float(),
+        embeddings[asked.image_index],
         boxes=None if clicks_only else asked.boxes,
         points=asked.points,
         point_labels=asked.point_labels,
@@ -260,15 +146,27 @@ def _step(parts: Parts, optimiser: torch.optim.Optimizer, generator: Generator, 
     if clicks_only:  # without a box, a prompt whose click was left out asks for nothing
         asks = (asked.point_labels == 1).any(1)
         logits, iou = logits[asks], iou[asks]
-        asked = Asked(
-            asked.image_index[asks], asked.masks[asks], asked.boxes[asks], asked.points[asks], asked.point_labels[asks]
-        )
+        asked = Asked(asked.image_index[asks], asked.masks[asks], asked.boxes[asks], asked.points[asks], asked.point_labels[asks])
     loss, dice = losses(logits, iou, asked.masks, asked.boxes)
+    loss = loss + sketch_loss(sketcher(embeddings), scenes)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
     optimiser.step()
     return torch.stack([loss.detach(), dice])
+
+
+def _embed(parts: Parts, pixels: Tensor, *, bfloat16: bool) -> Tensor:
+    """The image encoder; with `bfloat16` the products in its blocks are rough, sums and the neck stay exact."""
+    encoder = parts.image_encoder
+    hidden = encoder.patch_embed(pixels)
+    if encoder.pos_embed is not None:
+        hidden = hidden + encoder.pos_embed
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
+        for block in encoder.blocks:
+            hidden = block(hidden)
+    embeddings: Tensor = encoder.neck(hidden.float().permute(0, 3, 1, 2))
+    return embeddings
 
 
 def _initialise(parts: Parts) -> None:
@@ -282,10 +180,10 @@ def _initialise(parts: Parts) -> None:
             torch.nn.init.zeros_(layer.bias)
 
 
-def _groups(parts: Parts, decay: float) -> list[dict[str, Any]]:
+def _groups(parameters: list[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices alone."""
-    matrices = [p for p in parts.parameters() if p.ndim > 1]
-    others = [p for p in parts.parameters() if p.ndim <= 1]
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
 
@@ -311,6 +209,7 @@ def _write_checkpoint(
     path: Path,
     recipe: Recipe,
     parts: Parts,
+    sketcher: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
@@ -321,6 +220,7 @@ def _write_checkpoint(
         {
             "recipe": asdict(recipe),
             "weights": parts.state_dict(),
+            "sketcher": sketcher.state_dict(),
             "optimiser": optimiser.state_dict(),
             "average": average,
             "step": step,
@@ -337,7 +237,7 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["recipe"]
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises anything when given arbitrary bytes
         raise ValueError(f"{path} is not a checkpoint of pretraining ({error}); start without --resume") from error
     if saved != asdict(recipe):
         raise ValueError(

@@ -77,7 +77,8 @@ def simulate(
                 return folder
             start(folder, names, engine=engine)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; every finished step is kept. Go on with:\n  {again} --resume", highlight=False, soft_wrap=True)
+            console.print("\nStopped; every finished step is kept. Go on with:")
+            console.print(f"  {again} --resume", highlight=False, soft_wrap=True)
             sys.exit(130)
     build_report(folder)
     show_curve(folder, Console())

@@ -41,6 +41,7 @@ class _Random(NamedTuple):
     generator: Generator
     batch: int
     side: int
+    ease: float
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         draw = torch.rand(self.batch, *shape, generator=self.generator, device=self.generator.device)
@@ -62,9 +63,9 @@ class _Random(NamedTuple):
         return int(torch.randint(low, high + 1, (), generator=self.generator, device=self.generator.device))
 
 
-def draw(generator: Generator, *, batch: int, side: int = 128) -> Scenes:
-    """`batch` scenes of `side` × `side` pixels."""
-    rng = _Random(generator, batch, side)
+def draw(generator: Generator, *, batch: int, side: int = 128, ease: float = 0.0) -> Scenes:
+    """`batch` scenes of `side` × `side` pixels; `ease` from 0 to 1 makes borders plainer, textures and noise weaker."""
+    rng = _Random(generator, batch, side, ease)
     depth_px = _shapes(rng)
     canvas, labels = _paint(rng, depth_px)
     return _image(rng, canvas, labels)
@@ -109,7 +110,7 @@ def _shapes(rng: _Random) -> Tensor:
 
 def _places(rng: _Random) -> tuple[Tensor, Tensor]:
     """Centres (B, PAIRS, 2) and radii (B, PAIRS) in half sides of the image, large first, some beside another."""
-    radius = torch.exp(rng.uniform(-3.2, -0.1, PAIRS)).sort(1, descending=True).values
+    radius = torch.exp(rng.uniform(-3.2, 0.2, PAIRS)).sort(1, descending=True).values
     centre = rng.uniform(-0.75, 0.75, PAIRS, 2) * (1 - 0.5 * radius[..., None])
     for pair in range(1, PAIRS):
         angle = rng.uniform(0, 2 * torch.pi)
@@ -138,8 +139,8 @@ def _paint(rng: _Random, depth_px: Tensor) -> tuple[Tensor, Tensor]:
     texture = rng.field(OBJECTS, rng.pick(6, 40))
     spots = torch.sigmoid(8 * (rng.field(1, rng.pick(14, 36))[:, 0] - 1.2))
     softness = torch.exp(rng.uniform(-1.2, 0.9, OBJECTS))
-    contrast = torch.exp(rng.uniform(-2.8, -0.6, OBJECTS)) * torch.sign(rng.uniform(-1, 1, OBJECTS))
-    grain = rng.uniform(0, 1, OBJECTS).square() * 0.25
+    contrast = torch.exp(rng.uniform(-2.8 + 1.6 * rng.ease, -0.6, OBJECTS)) * torch.sign(rng.uniform(-1, 1, OBJECTS))
+    grain = rng.uniform(0, 1, OBJECTS).square() * 0.25 * (1 - rng.ease)
     spotted = rng.chance(0.35, OBJECTS) * rng.uniform(-0.35, 0.35, OBJECTS)
     rim = rng.chance(0.15, OBJECTS) * rng.uniform(-0.3, 0.3, OBJECTS)
 
@@ -163,10 +164,10 @@ def _tissue(rng: _Random) -> Tensor:
     """Background (B, S, S): patches of several tissues, in a body with air around it or filling the picture."""
     kinds = 4
     shares = torch.softmax(rng.uniform(1, 8, 1, 1, 1) * rng.field(kinds, rng.pick(3, 12)), 1)
-    spread = rng.uniform(0.05, 1, 1)
+    spread = rng.uniform(0.05, 1, 1) * (1 - 0.8 * rng.ease)
     values = rng.uniform(0, 1, 1) * (1 - spread) + spread * rng.uniform(0, 1, kinds)
     tissue = (shares * values[..., None, None]).sum(1)
-    tissue = tissue + rng.uniform(0, 0.12, 1, 1) * rng.field(1, rng.pick(10, 50))[:, 0]
+    tissue = tissue + (1 - rng.ease) * rng.uniform(0, 0.12, 1, 1) * rng.field(1, rng.pick(10, 50))[:, 0]
     line = torch.linspace(-1, 1, rng.side, device=tissue.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
     reach = rng.uniform(0.6, 1.1, 2)
@@ -196,7 +197,7 @@ def _image(rng: _Random, canvas: Tensor, labels: Tensor) -> Scenes:
 
 def _noise(rng: _Random, picture: Tensor, *, share: float) -> Tensor:
     """Gaussian, Rician (magnitude of a complex signal) or speckle noise (grows with the signal), by image."""
-    level = 0.12 * share * rng.uniform(0, 1, 1, 1, 1).square()
+    level = 0.12 * (1 - rng.ease) * share * rng.uniform(0, 1, 1, 1, 1).square()
     kind = rng.uniform(0, 1, 1, 1, 1)
     shape = (1, rng.side, rng.side)
     first, second = rng.normal(*shape), rng.normal(*shape)

@@ -17,6 +17,7 @@ from client.formats.image import Image
 from client.formats.index import read_index
 from configs.schema import Run
 from simulation.phantom import Hospital, hospitals, write_hospital
+from simulation.split import DataFault
 from simulation.styles import Style, restyle
 from strategies.randomness import numpy_rng
 
@@ -64,11 +65,11 @@ def phantoms(run: Run, data: Path, tell: Progress) -> list[Source]:
     """Write the phantom hospitals that are not in `data` yet; all their images.
 
     Raises:
-        ValueError: `data.phantom.patients` does not fit the number of hospitals.
+        DataFault: `data.phantom.patients` does not fit the number of hospitals.
     """
     phantom, seed = run.data.phantom, run.split.split_seed
     if len(phantom.patients) not in (1, phantom.hospitals):
-        raise ValueError(
+        raise DataFault(
             f"data.phantom.patients lists {len(phantom.patients)} numbers for {phantom.hospitals} hospitals: "
             "give one number for all, or one for each"
         )

@@ -21,6 +21,10 @@ MINIMUM = 3
 """Patients of a site: at least one each to train on, to validate and to test."""
 
 
+class DataFault(ValueError):
+    """The data does not fit the settings; the message names the file or the key, and what to do."""
+
+
 def by_column(site_of: Mapping[str, str | None]) -> Sites:
     """Sites as the index names them.
 
@@ -28,11 +32,11 @@ def by_column(site_of: Mapping[str, str | None]) -> Sites:
         site_of: patient to the name of its site.
 
     Raises:
-        ValueError: a patient has no site, or a site has fewer than `MINIMUM` patients.
+        DataFault: a patient has no site, or a site has fewer than `MINIMUM` patients.
     """
     without = sum(1 for site in site_of.values() if not site)
     if without:
-        raise ValueError(
+        raise DataFault(
             f"{without} of {len(site_of)} patients have no site: fill the site column of the index, "
             'or let split.sites make sites ("dirichlet", "size" or "scanner")'
         )
@@ -42,7 +46,7 @@ def by_column(site_of: Mapping[str, str | None]) -> Sites:
     small = {name: len(patients) for name, patients in sites.items() if len(patients) < MINIMUM}
     if small:
         told = ", ".join(f"{name} ({count})" for name, count in sorted(small.items()))
-        raise ValueError(
+        raise DataFault(
             f"these sites have fewer than {MINIMUM} patients, one each to train, validate and test: {told}"
         )
     return dict(sorted(sites.items()))
@@ -62,7 +66,7 @@ def by_label(frequencies: Mapping[str, NDArray[np.floating]], *, count: int, alp
         alpha: concentration, above 0; small is skewed, large is even.
 
     Raises:
-        ValueError: there are fewer than `MINIMUM × count` patients.
+        DataFault: there are fewer than `MINIMUM × count` patients.
     """
     patients = _enough(frequencies, count)
     rng = np.random.default_rng([split_seed, 1])
@@ -85,7 +89,7 @@ def by_size(patients: Iterable[str], *, count: int, alpha: float, split_seed: in
     """Sites of different size: `MINIMUM` patients each, and the others in shares drawn from Dirichlet(alpha).
 
     Raises:
-        ValueError: there are fewer than `MINIMUM × count` patients.
+        DataFault: there are fewer than `MINIMUM × count` patients.
     """
     shuffled = _shuffled(_enough(patients, count), split_seed, "size")
     shares = np.random.default_rng([split_seed, 2]).dirichlet(np.full(count, alpha))
@@ -98,7 +102,7 @@ def equal_parts(patients: Iterable[str], *, count: int, split_seed: int) -> Site
     """Sites that differ in nothing but chance; their sizes differ by at most one.
 
     Raises:
-        ValueError: there are fewer than `MINIMUM × count` patients.
+        DataFault: there are fewer than `MINIMUM × count` patients.
     """
     shuffled = _shuffled(_enough(patients, count), split_seed, "parts")
     return {name: sorted(shuffled[place::count]) for place, name in enumerate(_names(count))}
@@ -115,11 +119,11 @@ def hold_out(
         test_fraction, validation_fraction: shares in [0, 1), rounded to patients.
 
     Raises:
-        ValueError: the site has fewer than `MINIMUM` patients.
+        DataFault: the site has fewer than `MINIMUM` patients.
     """
     order = _shuffled(patients, split_seed, "held out")
     if len(order) < MINIMUM:
-        raise ValueError(
+        raise DataFault(
             f"{len(order) or 'no'} patient{'s' * (len(order) != 1)}: at least {MINIMUM} are needed, "
             "one each to train, validate and test"
         )
@@ -144,7 +148,7 @@ def _names(count: int) -> list[str]:
 def _enough(patients: Iterable[str], count: int) -> list[str]:
     unique = sorted(set(patients))
     if len(unique) < MINIMUM * count:
-        raise ValueError(
+        raise DataFault(
             f"split.count = {count} sites of at least {MINIMUM} patients need {MINIMUM * count} patients, "
             f"the data has {len(unique)}: set split.count to at most {max(1, len(unique) // MINIMUM)}"
         )

@@ -34,8 +34,8 @@ def ensure() -> tuple[str, ...]:
     _load_own_library()
     missing = tuple(name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name))
     for name in missing:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(name + _SCHEMA)
         _declared.append(library)
     return missing
 
@@ -46,7 +46,7 @@ def _load_own_library() -> None:
     for folder in (found.submodule_search_locations or ()) if found else ():
         for library in sorted([*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")]):
             with contextlib.suppress(OSError):  # built for another torch: what `ensure` is there for
-                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+                torch.ops.load_library(str(library))
 
 
 ensure()

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.evaluate import predicted_mask
-from client.formats import FORMATS
+from client.formats import FORMATS, classes_as_written
 from client.formats.image import FormatError, Image
 from client.models import load_models
 from client.plan import Plan, network_for
@@ -45,13 +45,8 @@ class Folder:
         self._root = site.workspace / "worklist"
         self._images = {image.id: image for image in site.store.images("pool")}
         self._class_names = list(site.settings.classes)
-        values = enumerate(self._class_names, start=1)
         # Masks of people use the run's class numbers, or class names where the format has names.
-        self._classes: dict[str, int | list[str]] = (
-            {name: [name] for name in self._class_names}
-            if site.settings.format == "dicom"
-            else {name: value for value, name in values}
-        )
+        self._classes = classes_as_written(site.settings.format, self._class_names)
 
     def publish(self, requests: Sequence[Request]) -> None:
         """Export cases that are not in the folder yet, and write the list; what people put there is never touched."""
@@ -78,7 +73,8 @@ class Folder:
             mask: NDArray[np.uint8] = self._format.read_mask(path, exported, classes=self._classes, slice_axis=2)
         except FormatError as error:
             return str(error)
-        return mask[0]
+        slice_mask: NDArray[np.uint8] = mask[0]
+        return slice_mask
 
     def _exported(self, folder: Path) -> Image:
         image: Image = self._format.read_image(

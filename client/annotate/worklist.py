@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,13 +34,12 @@ class Annotator(Protocol):
         """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
 
 
-ANNOTATORS = {"oracle": Oracle, "folder": Folder}
+ANNOTATORS: dict[str, Callable[[Site, Plan], Annotator]] = {"oracle": Oracle, "folder": Folder}
 
 
 def annotator_of(site: Site, plan: Plan) -> Annotator:
     """The site's annotator, by the name in its settings."""
-    annotator: Annotator = ANNOTATORS[site.settings.annotator](site, plan)
-    return annotator
+    return ANNOTATORS[site.settings.annotator](site, plan)
 
 
 def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int) -> int:

@@ -125,9 +125,7 @@ def prompts_from(
 
 def _check(probs: Tensor) -> None:
     if probs.ndim != 4 or probs.shape[1] < 2:
-        raise ValueError(
-            f"prompts need (B, C+1, H, W) probabilities of background and classes, not {tuple(probs.shape)}"
-        )
+        raise ValueError(f"prompts need (B, C+1, H, W) probabilities of background and classes, not {tuple(probs.shape)}")
     total = probs.sum(1)
     if probs.numel() and not (bool((probs >= 0).all()) and bool((total - 1).abs().amax() < 1e-2)):
         raise ValueError("prompts need probabilities that sum to 1 over channels: apply softmax to logits first")

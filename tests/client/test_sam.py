@@ -57,9 +57,7 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
         image = images[prompts.image_index[number]][None]
         own = prompts.select(torch.tensor([number]))
         with torch.no_grad():
-            sparse, dense = parts.prompt_encoder(
-                points=(own.points - 0.5, own.point_labels), boxes=own.boxes - 0.5, masks=None
-            )
+            sparse, dense = parts.prompt_encoder(points=(own.points - 0.5, own.point_labels), boxes=own.boxes - 0.5, masks=None)
             mask, rating = parts.mask_decoder(
                 image_embeddings=parts.image_encoder(to_pixels(image, small._size)),
                 image_pe=parts.prompt_encoder.get_dense_pe(),

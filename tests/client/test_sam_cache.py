@@ -1,8 +1,6 @@
 """Embeddings on disk: computed once, never wrong, whatever happened to the files or to the images."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from client.sam import Sam
 from client.sam_cache import EmbeddingCache, content_hash
 from client.sam_parts import SIZES, Parts
 from configs.files import StorageFault
-
-ROOT = Path(__file__).parents[2]
 
 
 class CountingSam(Sam):
@@ -177,24 +173,30 @@ def test_two_caches_that_write_in_turn_do_not_write_over_each_other(tmp_path: Pa
     assert sam.encoded == 6  # those of the comparison alone
 
 
-def test_a_process_killed_while_writing_leaves_a_cache_that_works(tmp_path: Path, sam: CountingSam) -> None:
-    """Killed after the row is on disk, before the index speaks of it."""
-    code = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, "tests/client")
-import test_sam_cache as t
-cache = t.EmbeddingCache(Path(sys.argv[1]), t.CountingSam())
-cache.embeddings(["a", "b"], t.some_images(2))
-os.fsync = lambda handle: os._exit(9)
-cache.embeddings(["c", "d"], t.some_images(4)[2:])
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 9, done.stderr
-    images = some_images(4)
+class _Killed(BaseException):
+    """Ends the work at the line that it is raised in, as a kill does."""
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["after the rows", "after the index"])
+def test_a_process_killed_while_writing_leaves_a_cache_that_works(
+    tmp_path: Path, sam: CountingSam, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    images, flushes = some_images(4), []
+
+    def die(handle: int) -> None:
+        flushes.append(handle)
+        if len(flushes) == at:
+            raise _Killed
+
     cache = EmbeddingCache(tmp_path, sam)
-    assert len(cache) == 2
-    assert torch.equal(cache.embeddings(["a", "b", "c", "d"], images), sam.encode(images).half())
+    cache.embeddings(["a", "b"], images[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", die)
+        with pytest.raises(_Killed):
+            cache.embeddings(["c", "d"], images[2:])
+    later = EmbeddingCache(tmp_path, sam)
+    assert len(later) == 2 * at
+    assert torch.equal(later.embeddings(["a", "b", "c", "d"], images), sam.encode(images).half())
     assert len(EmbeddingCache(tmp_path, sam)) == 4
 
 

@@ -125,7 +125,7 @@ def test_a_database_of_another_schema_is_not_touched(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6))
-def test_the_labelled_set_grows_by_exactly_the_labels_received(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+def test_labels_grow_by_exactly_what_was_received(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     store = filled(tmp_path_factory.mktemp("pool") / "site.db", images=3, slices=4)
     for number, size in enumerate(sizes):
         wanted = [case.id for case in store.cases("unlabelled")][:size]

@@ -99,7 +99,8 @@ def test_sam_takes_part_and_its_term_has_a_gradient(joined: Make) -> None:
     site, plan, weights = joined(*overrides)
     with_sam = train(site, plan, NOW, weights, teacher=None)
     assert with_sam.losses["sam"] > 0
-    plain = train(site, plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})}), NOW, weights, teacher=None)
+    without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
+    plain = train(site, without, NOW, weights, teacher=None)
     assert "sam" not in plain.losses
     assert not same(with_sam.student, plain.student)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_history import CONFIGURATION, events, write_pictures, write_run
 
 from configs.files import StorageFault
 from server import report
 from server.report import build_report
 from server.report_data import NotARun, read_record
 from server.report_words import dice, duration, human_bytes, signed
-from report_history import CONFIGURATION, events, write_pictures, write_run
 
 VOID = {"meta", "br", "image", "use", "path", "link", "img", "input", "hr"}
 

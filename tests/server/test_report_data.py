@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_history import events, write_run
 
 from server import report_sums as sums
 from server.report_data import (
@@ -21,7 +22,6 @@ from server.report_data import (
     read_record,
 )
 from strategies.wire import CODES
-from report_history import events, write_run
 
 
 def assess(cycle: int, sites: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from report_history import write_pictures
 
 from server.report_pictures import MOST, examples, outlines, slice_dice
-from report_history import write_pictures
 
 
 def area(path: str) -> float:

@@ -119,7 +119,8 @@ def test_space_is_centred() -> None:
 def _standardised(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.percentile(voxels, [0.5, 99.5])
     clipped = np.clip(voxels, low, high)
-    return (clipped - clipped.mean()) / clipped.std()
+    out: NDArray[np.float32] = (clipped - clipped.mean()) / clipped.std()
+    return out
 
 
 def _interval(brightness: NDArray[np.float32], truth: NDArray[np.bool_]) -> tuple[float, float]:

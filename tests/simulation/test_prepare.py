@@ -17,9 +17,10 @@ import simulation.prepare
 import simulation.sources
 from client.formats import FORMATS
 from client.formats.image import keyed_hash
+from client.sam_checkpoint import SamUnavailable
 from configs.load import load_site
 from configs.schema import Run
-from simulation.phantom_anatomy import CLASS_NAMES
+from simulation.phantom import CLASS_NAMES
 from simulation.prepare import prepare, site_key, warnings_of
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -213,6 +214,7 @@ def test_a_checkpoint_s_path_does_not_depend_on_where_the_site_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sam.pth").touch()
     prepare(settings(volumes(tmp_path / "set"), sam={"checkpoint": "sam.pth"}), tmp_path / "out")
     assert load_site(tmp_path / "out" / "sites" / "A" / "site.toml").sam_checkpoint == str(tmp_path / "sam.pth")
 
@@ -254,6 +256,11 @@ def test_phantom_patients_are_one_number_or_one_each() -> None:
 def test_phantoms_have_scanners_of_their_own() -> None:
     with pytest.raises(ValueError, match=r'"scanner" restyles NIfTI and pictures; for DICOM use "column"'):
         phantom_run(split={"sites": "scanner", "count": 2})
+
+
+def test_a_missing_checkpoint_is_told_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SamUnavailable, match=r"nowhere\.pth"):
+        prepare(settings(volumes(tmp_path / "set"), sam={"checkpoint": str(tmp_path / "nowhere.pth")}), tmp_path / "out")
 
 
 # -------------------------------------------------------------------------------------------------- kills and repeats

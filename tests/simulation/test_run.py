@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from safetensors.numpy import load_file
+from tests_support import events, timeless
 
 import client.app as client_app
-import server.rounds
 from client.egress import read as read_egress
 from client.egress import verify
 from client.site import Site
 from client.store import Store
 from configs.faults import ConfigError
 from configs.files import FolderInUse, StorageFault, locked
-from server.sites import FederationFault
+from server.sites import FederationFault, Sites
 from simulation import run as simulation_run
 from simulation.inline import InlineGrid
 from simulation.run import RunFolderError, simulate
-from tests_support import events, timeless
+from strategies import wire
 
 Config = Callable[..., Path]
 SITES = ["north", "south", "west"]
@@ -103,7 +103,7 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
         sent.append(message_to_proto(reply).SerializeToString())
         return reply
 
-    honest = client_app.train
+    honest: Callable[..., Any] = vars(client_app)["train"]
 
     def train(site: Site, *args: Any, **kwargs: Any) -> Any:
         if site.name == "south":
@@ -111,7 +111,7 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
         return honest(site, *args, **kwargs)
 
     def pack(kind: str) -> Callable[..., RecordDict]:
-        packer = getattr(client_app.wire, kind)
+        packer = getattr(wire, kind)
 
         def packed(record: Any) -> RecordDict:
             content: RecordDict = packer(record)
@@ -127,13 +127,13 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
     monkeypatch.setattr(InlineGrid, "_carry_out", carry_out)
     step, code = "train", "reply-not-allowed"
     if how == "exception text":
-        monkeypatch.setattr(client_app, "train", train)
+        monkeypatch.setattr("client.app.train", train)
         code = "internal"
     elif how == "extra record":
-        monkeypatch.setattr(client_app.wire, "pack_update", pack("pack_update"))
+        monkeypatch.setattr(wire, "pack_update", pack("pack_update"))
     else:
         step = "assess"
-        monkeypatch.setattr(client_app.wire, "pack_assessment", pack("pack_assessment"))
+        monkeypatch.setattr(wire, "pack_assessment", pack("pack_assessment"))
     folder = simulate(tiny_config(cycles=1), out=tmp_path / "run")
     refused = [event for event in events(folder) if event["event"] == "refused"]
     assert {event["step"] for event in refused} == {step}
@@ -186,7 +186,7 @@ def test_with_too_few_sites_the_run_stops_with_the_reasons(
     def train(site: Site, *args: Any, **kwargs: Any) -> Any:
         raise FloatingPointError("NaN in an image of patient 12")
 
-    monkeypatch.setattr(client_app, "train", train)
+    monkeypatch.setattr("client.app.train", train)
     with pytest.raises(FederationFault, match=r"0 of 3 sites.*north: not-finite \([0-9a-f]{8}\).*--resume") as caught:
         simulate(tiny_config(cycles=1), out=tmp_path / "run")
     assert "patient 12" not in str(caught.value)
@@ -209,7 +209,7 @@ def test_restart_initial_trains_every_cycle_from_the_same_weights(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int, bool, float]] = []
-    honest = server.rounds.Sites.ask
+    honest = Sites.ask
 
     def ask(self: Any, kind: str, requests: Any, problems: Any, **kwargs: Any) -> Any:
         if kind == "train":
@@ -218,7 +218,7 @@ def test_restart_initial_trains_every_cycle_from_the_same_weights(
             seen.append((request.step, request.total_steps, request.fresh, float(np.abs(first).sum())))
         return honest(self, kind, requests, problems, **kwargs)
 
-    monkeypatch.setattr(server.rounds.Sites, "ask", ask)
+    monkeypatch.setattr(Sites, "ask", ask)
     simulate(tiny_config(), ['federation.restart="initial"'], out=tmp_path / "run")
     assert [s[:3] for s in seen] == [(0, 4, True), (2, 4, False), (0, 4, True), (2, 4, False)]
     assert seen[0][3] == seen[2][3] != seen[1][3]

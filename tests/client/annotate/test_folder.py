@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,8 @@ from client.site import Site
 from configs.load import dump, load, load_site
 from server.app import settings_for_sites
 from simulation.run import simulate
+
+load: Any = nib.load
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def asked(tiny_config: Callable[..., Path], tmp_path: Path) -> tuple[Site, Plan]
 def answer(site: Site, number: int, mask: np.ndarray) -> Path:
     case = site.store.open_requests()[number].case.id
     path = site.workspace / "worklist" / case / "mask.nii.gz"
-    nib.save(nib.Nifti1Image(mask, nib.load(path.with_name("image.nii.gz")).affine), path)
+    nib.save(nib.Nifti1Image(mask, load(path.with_name("image.nii.gz")).affine), path)
     return path
 
 
@@ -48,9 +51,9 @@ def test_requested_cases_lie_ready_with_their_reason(asked: tuple[Site, Plan]) -
     site, _ = asked
     for request in site.store.open_requests():
         folder = site.workspace / "worklist" / request.case.id
-        exported = np.asarray(nib.load(folder / "image.nii.gz").dataobj)
+        exported = np.asarray(load(folder / "image.nii.gz").dataobj)
         row = next(image for image in site.store.images("pool") if image.id == request.case.image)
-        original = np.asarray(nib.load(row.path).dataobj)
+        original = np.asarray(load(row.path).dataobj)
         np.testing.assert_allclose(exported[:, :, 0], original[:, :, request.case.index])
         text = (folder / "README.txt").read_text()
         assert request.reason in text
@@ -117,6 +120,6 @@ def test_a_trained_site_offers_a_proposal(asked: tuple[Site, Plan], tiny_config:
     carry_out(site, plan, run="r", cycle=1, cases=1, tick=4)
     collect(site, plan, run="r", cycle=1, tick=4)
     request = site.store.open_requests()[-1]
-    proposal = np.asarray(nib.load(site.workspace / "worklist" / request.case.id / "proposal.nii.gz").dataobj)
+    proposal = np.asarray(load(site.workspace / "worklist" / request.case.id / "proposal.nii.gz").dataobj)
     assert proposal.shape == (24, 32, 1)
     assert (proposal == 1).mean() > 0.9

@@ -101,9 +101,7 @@ def test_masks_of_different_classes_that_overlap_are_ignored_there_and_of_one_cl
     asked = teacher(left * 1)
     for classes, middle in (((1, 2), IGNORE), ((2, 2), 2)):
         prompts = make_prompts((0, classes[0], left), (0, classes[1], right))
-        target = target_from(
-            prompts, logits_of(left, right), torch.ones(2), asked, min_iou=0.5, min_agreement=0.5
-        )[0]
+        target = target_from(prompts, logits_of(left, right), torch.ones(2), asked, min_iou=0.5, min_agreement=0.5)[0]
         assert (target[8:16, 4:11] == classes[0]).all()
         assert (target[8:16, 13:20] == classes[1]).all()
         assert (target[8:16, 11:13] == middle).all()
@@ -217,7 +215,7 @@ def test_the_loss_has_a_gradient_and_a_step_along_it_reduces_the_loss() -> None:
     )
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     before = sam_loss(network(images), target)
-    before.backward()  # type: ignore[no-untyped-call]
+    before.backward()
     norm = torch.sqrt(sum((p.grad.square().sum() for p in network.parameters() if p.grad is not None), torch.zeros(())))
     assert norm > 1e-3
     optimiser.step()
@@ -227,7 +225,7 @@ def test_the_loss_has_a_gradient_and_a_step_along_it_reduces_the_loss() -> None:
 def test_ignored_pixels_have_no_gradient_and_counted_ones_have() -> None:
     logits, target = example()
     logits.requires_grad_()
-    sam_loss(logits, target).backward()  # type: ignore[no-untyped-call]
+    sam_loss(logits, target).backward()
     assert logits.grad is not None
     size = logits.grad.abs().sum(1)
     assert (size[target == IGNORE] == 0).all()
@@ -239,7 +237,7 @@ def test_every_class_learns_its_own_pixels() -> None:
     target = torch.full((1, 4, 4), IGNORE)
     target[0, 0], target[0, 1], target[0, 2] = 0, 1, 3
     logits = torch.zeros(1, 4, 4, 4, requires_grad=True)
-    sam_loss(logits, target).backward()  # type: ignore[no-untyped-call]
+    sam_loss(logits, target).backward()
     assert logits.grad is not None
     for row, class_ in ((0, 0), (1, 1), (2, 3)):
         assert (logits.grad[0, :, row].argmin(0) == class_).all()
@@ -249,7 +247,7 @@ def test_nothing_counted_is_zero_with_a_zero_gradient() -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = sam_loss(logits, torch.full((2, 4, 4), IGNORE))
     assert float(loss.detach()) == 0
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert logits.grad is not None
     assert (logits.grad == 0).all()
 
@@ -260,10 +258,10 @@ def test_no_image_changes_the_gradient_of_another_but_for_the_mean() -> None:
     alone = []
     for image in range(3):
         one = logits[image : image + 1].clone().requires_grad_()
-        sam_loss(one, target[image : image + 1]).backward()  # type: ignore[no-untyped-call]
+        sam_loss(one, target[image : image + 1]).backward()
         assert one.grad is not None
         alone.append(one.grad)
     together = logits.clone().requires_grad_()
-    sam_loss(together, target).backward()  # type: ignore[no-untyped-call]
+    sam_loss(together, target).backward()
     assert together.grad is not None
     assert torch.allclose(together.grad, torch.cat(alone) / 3, atol=1e-7)

@@ -1,0 +1,155 @@
+"""What the small SAM is taught: prompts for objects in synthetic scenes, and losses for the answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from simulation.sam_shapes import OBJECTS, Scenes
+
+POINTS = 3
+"""Clicks in a prompt: at most one inside and two outside, fewer where a draw leaves some out."""
+
+MIN_AREA_PX = 12
+"""Objects of which less is seen are not asked for."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts and what they ask for, in pixels of the scene.
+
+    Attributes:
+        image_index: (P,) int64, the scene of each prompt.
+        masks: (P, S, S) float32 of 0 and 1, the object meant.
+        boxes: (P, 4); points: (P, POINTS, 2); point_labels: (P, POINTS), as `client.sam_parts.predict` takes them.
+    """
+
+    image_index: Tensor
+    masks: Tensor
+    boxes: Tensor
+    points: Tensor
+    point_labels: Tensor
+
+
+def ask(scenes: Scenes, generator: Generator, *, prompts_per_image: int) -> Asked:
+    """Draw objects from each scene, with replacement, and a prompt for each; scenes without an object get none."""
+    side = scenes.labels.shape[-1]
+    present = F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
+    weights = (present >= MIN_AREA_PX).float()
+    images = torch.nonzero(weights.any(1)).flatten()
+    picked = torch.multinomial(weights[images], prompts_per_image, replacement=True, generator=generator).flatten()
+    image_index = images.repeat_interleave(prompts_per_image)
+    masks = (scenes.labels[image_index] == (picked + 1)[:, None, None]).float()
+    points, point_labels = _clicks(masks, generator)
+    return Asked(image_index, masks, _boxes(masks, generator).clamp(0, side), points, point_labels)
+
+
+def _boxes(masks: Tensor, generator: Generator) -> Tensor:
+    """Boxes around masks: a quarter of them tight, the others with every edge off by some pixels or some percent."""
+    side = masks.shape[-1]
+    place = torch.arange(side, device=masks.device)
+    edges = []
+    for axis in (1, 2):  # over rows: which columns; over columns: which rows
+        used = masks.amax(axis) > 0
+        edges += [torch.where(used, place, side).amin(1), torch.where(used, place + 1, 0).amax(1)]
+    tight = torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).float()
+    extent = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
+    care = torch.rand(len(masks), 1, generator=generator, device=masks.device)
+    spread = torch.where(care < 0.25, 0.0, torch.where(care < 0.8, 0.03, 0.1)) * extent + (care >= 0.25) * 0.8
+    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=masks.device)
+    padding = (care >= 0.5) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
+    noise = torch.randn(tight.shape, generator=generator, device=masks.device).clamp(-2.5, 2.5)
+    return tight + outwards * padding + spread * noise
+
+
+def _clicks(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """One click inside each mask, rather deep, and two outside near its border; each left out (-1) now and then."""
+    count, side = masks.shape[0], masks.shape[-1]
+    cell = 4
+    coarse = F.avg_pool2d(masks[:, None], cell)
+    depth = F.avg_pool2d(coarse, 3, stride=1, padding=1) ** 4
+    beside = ((F.max_pool2d(coarse, 7, stride=1, padding=3) > 0) & (coarse == 0)).float()
+    fine = F.interpolate(torch.cat([depth, beside], 1), scale_factor=cell, mode="nearest")
+    inside = (masks * fine[:, 0]).flatten(1)
+    outside = fine[:, 1].flatten(1) + 1e-9  # a mask that fills the picture has no outside; its click is left out below
+    spots = torch.cat(
+        [
+            torch.multinomial(inside, 1, replacement=True, generator=generator),
+            torch.multinomial(outside, POINTS - 1, replacement=True, generator=generator),
+        ],
+        dim=1,
+    )
+    points = torch.stack([spots % side, torch.div(spots, side, rounding_mode="floor")], -1).float() + 0.5
+    left_out = torch.rand(count, POINTS, generator=generator, device=masks.device) < torch.tensor(
+        [0.35, 0.5, 0.5], device=masks.device
+    )
+    hit = masks.flatten(1).gather(1, spots)
+    kind = torch.tensor([1] + [0] * (POINTS - 1), device=masks.device)
+    labels = torch.where(left_out | (hit != kind), -1, kind)
+    return torch.where((labels >= 0)[..., None], points, 0.0), labels
+
+
+def losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean loss of a batch of prompts, and mean Dice of the first masks.
+
+    The loss of a mask is cross-entropy plus Dice against the share of each coarse pixel that the object covers;
+    cross-entropy counts fully in and around the box and a tenth elsewhere, or small objects would drown in background.
+
+    Args:
+        logits: (P, 4, h, w), predicted_iou: (P, 4); masks: (P, S, S), S a multiple of h; boxes: (P, 4) in pixels of S.
+    """
+    ratio = masks.shape[-1] // logits.shape[-1]
+    share = F.avg_pool2d(masks[:, None], ratio)
+    weight = _focus(boxes / ratio, logits.shape[-1])[:, None]
+    entropy = F.binary_cross_entropy_with_logits(logits, share.expand_as(logits), reduction="none")
+    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3))
+    probability = torch.sigmoid(logits)
+    overlap = (probability * share).sum((2, 3))
+    both = probability.square().sum((2, 3)) + share.square().sum((2, 3))
+    each = entropy + 1 - (2 * overlap + 0.1) / (both + 0.1)
+    best_of_three = each[:, 1:].amin(1)
+
+    with torch.no_grad():
+        fine = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False) > 0
+        meant = masks[:, None] > 0.5
+        shared, united = (fine & meant).sum((2, 3)), (fine | meant).sum((2, 3))
+        iou = shared / united.clamp(min=1)
+        dice = 2 * iou[:, 0] / (1 + iou[:, 0])
+    confidence = (predicted_iou - iou).square().mean(1)
+    return (each[:, 0] + 0.5 * best_of_three + confidence).mean(), dice.mean()
+
+
+def sketch_loss(sketch: Tensor, scenes: Scenes) -> Tensor:
+    """Loss of what a linear map reads from embeddings: where borders are, and the picture, at half resolution.
+
+    Told by masks alone, a young network finds the box a better guide than the picture and learns to look away from it; this
+    keeps the picture in the embedding. The linear map is thrown away in the end.
+
+    Args:
+        sketch: (B, 2·k², grid, grid), k² sub-pixels of borders, as logits, then of the picture.
+    """
+    parts = int(math.sqrt(sketch.shape[1] // 2))
+    fine = F.pixel_shuffle(sketch, parts)
+    labels = scenes.labels
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[:, :, 1:] |= labels[:, :, 1:] != labels[:, :, :-1]
+    ratio = labels.shape[-1] // fine.shape[-1]
+    borders = F.max_pool2d(edge[:, None].float(), ratio)[:, 0]
+    picture = F.avg_pool2d(scenes.images, ratio)[:, 0]
+    found = F.binary_cross_entropy_with_logits(fine[:, 0], borders, pos_weight=fine.new_tensor(4.0))
+    return found + 4 * (fine[:, 1] - picture).square().mean()
+
+
+def _focus(boxes: Tensor, side: int) -> Tensor:
+    """(P, side, side): 1 in boxes a third larger on every side, 0.1 elsewhere."""
+    place = torch.arange(side, device=boxes.device) + 0.5
+    margin = (boxes[:, 2:] - boxes[:, :2]) / 3 + 1
+    low, high = boxes[:, :2] - margin, boxes[:, 2:] + margin
+    columns = (place >= low[:, :1]) & (place <= high[:, :1])
+    rows = (place >= low[:, 1:]) & (place <= high[:, 1:])
+    return 0.1 + 0.9 * (rows[:, :, None] & columns[:, None, :]).float()

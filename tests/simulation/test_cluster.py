@@ -1,0 +1,92 @@
+"""The same apps on a SuperLink with Ray: the same cases, nearly the same numbers, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from tests_support import events
+
+from client.store import Store
+from simulation import cluster
+from simulation.cluster import ClusterFault, run_on_cluster, superlink
+from simulation.run import simulate
+
+ROOT = Path(__file__).parents[2]
+
+
+def labelled(folder: Path) -> dict[str, list[str]]:
+    cases = {}
+    for path in sorted((folder / "sites").iterdir()):
+        store = Store.at(path / "site.db")
+        cases[path.name] = [case.id for case in store.cases("labelled")]
+        store.close()
+    return cases
+
+
+def test_inline_and_cluster_label_the_same_cases(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = tiny_config()
+    options = ['query.strategy="random"', "sam.enabled=true"]
+    inline = simulate(config, options, out=tmp_path / "inline")
+    clustered = simulate(config, options, out=tmp_path / "cluster", engine="cluster")
+    assert labelled(inline) == labelled(clustered)
+    one, other = ([e["dice_mean_test"] for e in events(folder) if e["event"] == "assess"] for folder in (inline, clustered))
+    assert one == pytest.approx(other, abs=0.02)
+    assert [e["event"] for e in events(inline)] == [e["event"] for e in events(clustered)]
+    assert events(clustered)[0]["engine"] == "cluster"
+    running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in running if str(tmp_path) in line], "the SuperLink and all it started have ended"
+
+
+def test_a_run_that_fails_on_the_cluster_names_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ClusterFault, match=r"cluster\.log"):
+        run_on_cluster(tmp_path, sites=1)
+    assert "config.toml" in (tmp_path / "cluster.log").read_text()
+
+
+def test_a_superlink_that_does_not_start_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    broken = tmp_path / "bin" / "flower-superlink"
+    broken.write_text("#!/bin/sh\necho no licence to link >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(cluster, "_program", lambda name: str(broken))
+    with pytest.raises(ClusterFault, match="no licence to link"), superlink(tmp_path / "log.txt"):
+        pass
+
+
+def test_the_bundle_holds_code_and_configurations_only(tmp_path: Path) -> None:
+    """What `flwr run .` would send to every site, from a checkout in which a run and its images lie about."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    stray = tmp_path / "runs" / "demo" / "sites" / "north"
+    stray.mkdir(parents=True)
+    (stray / "history.jsonl").write_text("{}")
+    (stray / "images.json").write_text("[]")
+    with zipfile.ZipFile(BytesIO(build_fab_from_disk(tmp_path))) as bundle:
+        names = bundle.namelist()
+    folders = {name.partition("/")[0] for name in names}
+    own = {"client", "server", "strategies", "simulation", "configs"}
+    assert folders <= own | {"wardround.py", "pyproject.toml", ".info", "LICENSE"}
+    assert {Path(name).suffix for name in names if "/" in name and not name.startswith(".info")} <= {".py", ".toml"}
+    for needed in ("client/app.py", "server/app.py", "strategies/wire.py", "configs/schema.py", "configs/demo.toml"):
+        assert needed in names
+    assert not [name for name in names if "test" in name or "runs" in name]
+
+
+def test_importing_the_command_line_starts_no_engine() -> None:
+    """`wardround --help` must be quick: neither torch nor Flower nor Ray is imported for it."""
+    code = "import sys, wardround; print([m for m in ('torch', 'flwr', 'ray', 'monai') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ})
+    assert done.stdout.strip() == "[]"
