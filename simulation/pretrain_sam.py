@@ -8,7 +8,8 @@ compete for ambiguous prompts (only the best of them learns), and the IoU head l
 
 Two things help a young network to look at the picture, where boxes alone would already be a fair guess: scenes start
 easy and get hard over the first third of the run, and a linear map must read borders and picture from the embedding
-(`sketch_loss`). Prompts and losses are in `simulation/sam_lessons.py`.
+(`sketch_loss`). In the end the IoU head alone is trained on, against the finished weights. Prompts and losses are in
+`simulation/sam_lessons.py`.
 
 A run is a number of steps; every step's draws follow from the seed and the step alone, so a run that was killed and
 resumed sees the same scenes as one that never stopped. What is saved is the moving average of the weights.
@@ -30,8 +31,8 @@ from torch import Generator, Tensor
 
 from client.sam_parts import SIZES, Parts, predict, to_pixels
 from configs.files import write_bytes
-from simulation.sam_lessons import Asked, ask, losses, sketch_loss
-from simulation.sam_shapes import draw
+from simulation.sam_lessons import Asked, ask, asks_anything, losses, sketch_loss, true_iou
+from simulation.sam_shapes import Scenes, draw
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,15 @@ def pretrain(
         done = step + 1
         if done % save_every == 0 or done == steps:
             write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in average.items()}))
-            if done < steps:
-                seconds = time.monotonic() - began
-                _write_checkpoint(checkpoint, recipe, parts, sketcher, optimiser, average, done, seconds)
+            seconds = time.monotonic() - began
+            _write_checkpoint(checkpoint, recipe, parts, sketcher, optimiser, average, done, seconds)
         if done % every == 0 or done == steps:
             loss, dice = (sums / counted).tolist()
             yield Progress(done, steps, loss, dice, time.monotonic() - began)
             sums, counted = torch.zeros(2, device=device), 0
+    parts.load_state_dict(average)
+    _calibrate(parts, recipe, device)
+    write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in parts.state_dict().items()}))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -129,24 +132,9 @@ def _step(
     parts: Parts, sketcher: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
 ) -> Tensor:
     """One gradient step; gives (loss, Dice), detached."""
-    size = SIZES["small"]
-    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
-    ease = max(0.0, 1 - 3 * step / recipe.steps)
-    scenes = draw(generator, batch=recipe.batch, side=size.input_px, ease=ease)
-    asked = ask(scenes, generator, prompts_per_image=recipe.prompts_per_image)
-    clicks_only = torch.rand((), generator=generator, device=generator.device).item() < 0.3
-    embeddings = _embed(parts, to_pixels(scenes.images, size), bfloat16=recipe.bfloat16)
-    logits, iou = predict(
-        parts,
-        embeddings[asked.image_index],
-        boxes=None if clicks_only else asked.boxes,
-        points=asked.points,
-        point_labels=asked.point_labels,
-    )
-    if clicks_only:  # without a box, a prompt whose click was left out asks for nothing
-        asks = (asked.point_labels == 1).any(1)
-        logits, iou = logits[asks], iou[asks]
-        asked = Asked(asked.image_index[asks], asked.masks[asks], asked.boxes[asks], asked.points[asks], asked.point_labels[asks])
+    scenes, asked, with_boxes = _lesson(step, recipe, device)
+    embeddings = _embed(parts, to_pixels(scenes.images, SIZES["small"]), bfloat16=recipe.bfloat16)
+    logits, iou = _answer(parts, embeddings, asked, with_boxes=with_boxes)
     loss, dice = losses(logits, iou, asked.masks, asked.boxes)
     loss = loss + sketch_loss(sketcher(embeddings), scenes)
     optimiser.zero_grad(set_to_none=True)
@@ -154,6 +142,45 @@ def _step(
     torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
     optimiser.step()
     return torch.stack([loss.detach(), dice])
+
+
+def _calibrate(parts: Parts, recipe: Recipe, device: str) -> None:
+    """Teach the IoU head, and nothing else, how good the finished weights' masks are: before, they were still moving."""
+    head = parts.mask_decoder.iou_prediction_head
+    steps = max(1, recipe.steps // 8)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / steps)
+        scenes, asked, with_boxes = _lesson(recipe.steps + step, recipe, device)
+        with torch.no_grad():
+            embeddings = _embed(parts, to_pixels(scenes.images, SIZES["small"]), bfloat16=recipe.bfloat16)
+        logits, iou = _answer(parts, embeddings, asked, with_boxes=with_boxes)
+        optimiser.zero_grad(set_to_none=True)
+        (iou - true_iou(logits.detach(), asked.masks)).square().mean().backward()
+        optimiser.step()
+
+
+def _lesson(step: int, recipe: Recipe, device: str) -> tuple[Scenes, Asked, bool]:
+    """Scenes, what is asked about them, and whether boxes are part of it (else clicks alone); follows from seed and step."""
+    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
+    ease = max(0.0, 1 - 3 * step / recipe.steps)
+    scenes = draw(generator, batch=recipe.batch, ease=ease)
+    while not asks_anything(scenes):  # a small batch may show no object
+        scenes = draw(generator, batch=recipe.batch, ease=ease)
+    asked = ask(scenes, generator, prompts_per_image=recipe.prompts_per_image)
+    clicked = (asked.point_labels == 1).any(1)
+    with_boxes = torch.rand((), generator=generator, device=generator.device).item() >= 0.3 or not bool(clicked.any())
+    return scenes, asked if with_boxes else asked.select(clicked), with_boxes
+
+
+def _answer(parts: Parts, embeddings: Tensor, asked: Asked, *, with_boxes: bool) -> tuple[Tensor, Tensor]:
+    return predict(
+        parts,
+        embeddings[asked.image_index],
+        boxes=asked.boxes if with_boxes else None,
+        points=asked.points,
+        point_labels=asked.point_labels,
+    )
 
 
 def _embed(parts: Parts, pixels: Tensor, *, bfloat16: bool) -> Tensor:
@@ -272,6 +299,8 @@ def main(
                 f"step {now.step}/{now.steps}  loss {now.loss:.3f}  Dice of the first mask {now.dice:.3f}  "
                 f"{now.seconds / 60:.1f} min, {left / 60:.1f} min left"
             )
+            if now.step == now.steps:
+                report("now the IoU head alone, for about a twentieth of that time")
     except KeyboardInterrupt:
         report(f"stopped; the same command with --resume goes on from {_checkpoint_of(out)}")
         raise

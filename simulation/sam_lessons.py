@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
@@ -34,12 +34,25 @@ class Asked:
     points: Tensor
     point_labels: Tensor
 
+    def select(self, chosen: Tensor) -> Asked:
+        """Those that `chosen` (P,) bool names."""
+        return Asked(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def asks_anything(scenes: Scenes) -> bool:
+    """Whether any scene shows an object large enough to ask for."""
+    return bool((_visible(scenes) >= MIN_AREA_PX).any())
+
+
+def _visible(scenes: Scenes) -> Tensor:
+    """(B, OBJECTS): pixels of each object that are seen."""
+    return F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
+
 
 def ask(scenes: Scenes, generator: Generator, *, prompts_per_image: int) -> Asked:
-    """Draw objects from each scene, with replacement, and a prompt for each; scenes without an object get none."""
+    """Draw objects from each scene that has any, with replacement, and a prompt for each; one scene must have some."""
     side = scenes.labels.shape[-1]
-    present = F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
-    weights = (present >= MIN_AREA_PX).float()
+    weights = (_visible(scenes) >= MIN_AREA_PX).float()
     images = torch.nonzero(weights.any(1)).flatten()
     picked = torch.multinomial(weights[images], prompts_per_image, replacement=True, generator=generator).flatten()
     image_index = images.repeat_interleave(prompts_per_image)
@@ -113,14 +126,17 @@ def losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, boxes: Tensor) 
     each = entropy + 1 - (2 * overlap + 0.1) / (both + 0.1)
     best_of_three = each[:, 1:].amin(1)
 
-    with torch.no_grad():
-        fine = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False) > 0
-        meant = masks[:, None] > 0.5
-        shared, united = (fine & meant).sum((2, 3)), (fine | meant).sum((2, 3))
-        iou = shared / united.clamp(min=1)
-        dice = 2 * iou[:, 0] / (1 + iou[:, 0])
+    iou = true_iou(logits.detach(), masks)
+    dice = 2 * iou[:, 0] / (1 + iou[:, 0])
     confidence = (predicted_iou - iou).square().mean(1)
     return (each[:, 0] + 0.5 * best_of_three + confidence).mean(), dice.mean()
+
+
+def true_iou(logits: Tensor, masks: Tensor) -> Tensor:
+    """IoU of answers (P, 4, h, w), scaled up to (S, S), with masks (P, S, S): (P, 4)."""
+    fine = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False) > 0
+    meant = masks[:, None] > 0.5
+    return (fine & meant).sum((2, 3)) / (fine | meant).sum((2, 3)).clamp(min=1)
 
 
 def sketch_loss(sketch: Tensor, scenes: Scenes) -> Tensor:

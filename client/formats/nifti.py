@@ -148,7 +148,7 @@ def write_mask(path: Path, mask: NDArray[np.generic], image: Image, *, class_nam
 
 
 def _new(data: NDArray[np.generic], affine: NDArray[np.float64] | None) -> Any:
-    return nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
+    return nib.Nifti1Image(data, affine)
 
 
 def _open(path: Path) -> Any:

@@ -52,7 +52,7 @@ def volumes(
         planes = [plane(rng) for _ in range(3)]
         image, mask = (np.stack(parts, axis=2) for parts in zip(*planes, strict=True))
         for folder, values in (("images", image.astype(np.float32)), ("labels", labels(mask))):
-            file: Any = nib.Nifti1Image(values, AFFINE)  # type: ignore[no-untyped-call]
+            file: Any = nib.Nifti1Image(values, AFFINE)
             nib.save(file, root / folder / f"{case}.nii.gz")
     write_index(root, cases)
     return root

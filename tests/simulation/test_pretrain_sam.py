@@ -35,6 +35,19 @@ def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_pa
     assert any(name.startswith("mask_decoder") for name in changed)
 
 
+def test_a_run_killed_while_it_was_calibrated_goes_on_there(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    assert [now.step for now in pretrain(whole, steps=2, batch=1, every=2)] == [2]
+    next(iter(pretrain(killed, steps=2, batch=1, every=2)))
+    before = load_file(killed)
+    assert list(pretrain(killed, steps=2, batch=1, every=2, resume=True)) == []
+    after = load_file(killed)
+    assert all(torch.equal(value, load_file(whole)[name]) for name, value in after.items())
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("mask_decoder.iou_prediction_head.") for name in changed)
+
+
 def test_resuming_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     out = tmp_path / "sam.safetensors"
     with pytest.raises(ValueError, match=r"sam\.safetensors\.checkpoint does not exist.*without --resume"):

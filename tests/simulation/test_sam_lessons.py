@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from simulation.sam_lessons import MIN_AREA_PX, POINTS, ask, losses, sketch_loss
+from simulation.sam_lessons import MIN_AREA_PX, POINTS, ask, asks_anything, losses, sketch_loss, true_iou
 from simulation.sam_shapes import Scenes, draw
 
 
@@ -43,6 +43,10 @@ def test_a_scene_without_objects_is_not_asked_about() -> None:
     labels[1] = 0
     asked = ask(Scenes(scenes.images, labels), generator(1), prompts_per_image=2)
     assert asked.image_index.tolist() == [0, 0, 2, 2]
+    assert asks_anything(Scenes(scenes.images, labels))
+    labels[:] = 0
+    labels[0, 0, : MIN_AREA_PX - 1] = 1
+    assert not asks_anything(Scenes(scenes.images, labels))
 
 
 def test_a_mask_that_fills_the_image_gets_no_click_outside() -> None:
@@ -93,3 +97,11 @@ def test_the_sketch_loss_is_least_for_the_true_borders_and_the_picture_itself() 
     assert sketch_loss(right.roll(1, 0), scenes) > best + 0.1
     blank = F.pixel_unshuffle(torch.cat([torch.full_like(borders, -20), picture], 1), 4)
     assert sketch_loss(blank, scenes) > best + 0.1
+
+
+def test_true_iou_is_that_of_the_mask_at_full_size() -> None:
+    masks = torch.zeros(1, 128, 128)
+    masks[0, 32:64, 32:96] = 1
+    answers = torch.stack([masks[0], masks[0].roll(32, 1), 1 - masks[0], torch.ones(128, 128)])
+    logits = F.avg_pool2d(answers[None], 2) - 0.5
+    assert torch.allclose(true_iou(logits, masks), torch.tensor([[1.0, 1 / 3, 0.0, 0.125]]))

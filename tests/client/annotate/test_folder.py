@@ -19,7 +19,7 @@ from configs.load import dump, load, load_site
 from server.app import settings_for_sites
 from simulation.run import simulate
 
-load: Any = nib.load
+open_nifti: Any = nib.load
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def asked(tiny_config: Callable[..., Path], tmp_path: Path) -> tuple[Site, Plan]
 def answer(site: Site, number: int, mask: np.ndarray) -> Path:
     case = site.store.open_requests()[number].case.id
     path = site.workspace / "worklist" / case / "mask.nii.gz"
-    nib.save(nib.Nifti1Image(mask, load(path.with_name("image.nii.gz")).affine), path)
+    nib.save(nib.Nifti1Image(mask, open_nifti(path.with_name("image.nii.gz")).affine), path)
     return path
 
 
@@ -51,9 +51,9 @@ def test_requested_cases_lie_ready_with_their_reason(asked: tuple[Site, Plan]) -
     site, _ = asked
     for request in site.store.open_requests():
         folder = site.workspace / "worklist" / request.case.id
-        exported = np.asarray(load(folder / "image.nii.gz").dataobj)
+        exported = np.asarray(open_nifti(folder / "image.nii.gz").dataobj)
         row = next(image for image in site.store.images("pool") if image.id == request.case.image)
-        original = np.asarray(load(row.path).dataobj)
+        original = np.asarray(open_nifti(row.path).dataobj)
         np.testing.assert_allclose(exported[:, :, 0], original[:, :, request.case.index])
         text = (folder / "README.txt").read_text()
         assert request.reason in text
@@ -120,6 +120,6 @@ def test_a_trained_site_offers_a_proposal(asked: tuple[Site, Plan], tiny_config:
     carry_out(site, plan, run="r", cycle=1, cases=1, tick=4)
     collect(site, plan, run="r", cycle=1, tick=4)
     request = site.store.open_requests()[-1]
-    proposal = np.asarray(load(site.workspace / "worklist" / request.case.id / "proposal.nii.gz").dataobj)
+    proposal = np.asarray(open_nifti(site.workspace / "worklist" / request.case.id / "proposal.nii.gz").dataobj)
     assert proposal.shape == (24, 32, 1)
     assert (proposal == 1).mean() > 0.9

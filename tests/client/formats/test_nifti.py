@@ -19,7 +19,7 @@ RAS = np.array([[-0.9, 0, 0.1, 20], [0, 0.8, 0, -31], [0.1, 0, 2.5, 7], [0, 0, 0
 
 
 def save(path: Path, data: NDArray[Any], affine: NDArray[np.float64] | None = RAS) -> Path:
-    nib.Nifti1Image(data, affine).to_filename(path)  # type: ignore[no-untyped-call]
+    nib.Nifti1Image(data, affine).to_filename(path)
     return path
 
 
@@ -66,7 +66,7 @@ def test_written_images_and_masks_come_back(slice_axis: int, suffix: str, volume
 
 
 def test_a_mask_keeps_both_forms_of_its_images_header(volume: NDArray[np.int16], tmp_path: Path) -> None:
-    file: Any = nib.Nifti1Image(volume, RAS)  # type: ignore[no-untyped-call]
+    file: Any = nib.Nifti1Image(volume, RAS)
     turned = np.diag([1.0, 1, 2, 1])
     file.set_sform(RAS, code=2)
     file.set_qform(turned, code=1)
@@ -80,7 +80,7 @@ def test_a_mask_keeps_both_forms_of_its_images_header(volume: NDArray[np.int16],
 
 
 def test_scaled_headers_and_windows(tmp_path: Path) -> None:
-    file: Any = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))  # type: ignore[no-untyped-call]
+    file: Any = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
     file.header.set_slope_inter(10, -5)
     file.to_filename(tmp_path / "v.nii")
     raw = nib.load(tmp_path / "v.nii")
@@ -121,7 +121,7 @@ def test_bad_images_are_named(volume: NDArray[np.int16], tmp_path: Path) -> None
         values = np.ones((2, 3, 4), np.float32)
         values[1, 2, 3] = bad
         refused(save(tmp_path / "nan.nii", values), "1 of 24 values that are NaN, Inf.*repair")
-    flat: Any = nib.Nifti1Image(volume, RAS)  # type: ignore[no-untyped-call]
+    flat: Any = nib.Nifti1Image(volume, RAS)
     flat.header["sform_code"], flat.header["qform_code"], flat.header["srow_x"] = 1, 0, 0
     (tmp_path / "flat.nii").write_bytes(_with_sform_row_zero(save(tmp_path / "g.nii", volume).read_bytes()))
     refused(tmp_path / "flat.nii", "axis without length or direction: set a valid")
