@@ -92,7 +92,7 @@ def _placed(space: Space, rng: np.random.Generator) -> Space:
     turned = Space(
         x=((cos * x + sin * y) * scale).astype(np.float32),
         y=((cos * y - sin * x) * scale).astype(np.float32),
-        z=np.float32(1.1) * (space.z - np.float32(0.5)) + np.float32(0.5 + dz),
+        z=np.float32(1.04) * (space.z - np.float32(0.5)) + np.float32(0.5 + dz),
     )
     return warped(turned, rng, amount=0.022)
 

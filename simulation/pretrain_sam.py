@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor
 
 from client.sam_parts import SIZES, Parts, predict, to_pixels
-from configs.files import write_bytes
+from configs.files import locked, write_bytes, write_text
 from simulation.sam_lessons import Asked, ask, asks_anything, losses, sketch_loss, true_iou
 from simulation.sam_shapes import Scenes, draw
 
@@ -64,7 +64,7 @@ class Progress:
     seconds: float
 
 
-def pretrain(
+def training(
     out: Path,
     *,
     steps: int,
@@ -274,34 +274,50 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def main(
+def pretrain(
     out: Path,
     *,
-    steps: int = 4000,
+    steps: int = 2400,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     batch: int = 8,
     bfloat16: bool = False,
-    threads: int = 2,
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
-    """What `wardround pretrain-sam` does: train with `threads` CPU threads and report a line every hundred steps.
+    """What `wardround pretrain-sam` does: train into the folder `out`, reporting a line every hundred steps.
 
-    Stopped by Ctrl-C it says how to go on; what was done since the last save, at most a few minutes, is done again.
+    `out` then holds `small_sam.safetensors`, usable from the first save on, `log.txt`, and while the run is not over the
+    checkpoint that it resumes from. Stopped by Ctrl-C it says how to go on; what was done since the last save, at most a
+    few minutes, is done again.
+
+    Raises:
+        ValueError: as `training`.
+        configs.files.FolderInUse, configs.files.StorageFault: another run is in `out`; it can't be written.
     """
-    torch.set_num_threads(threads)
-    run = pretrain(out, steps=steps, seed=seed, device=device, batch=batch, bfloat16=bfloat16, resume=resume)
-    try:
-        for now in run:
-            left = now.seconds / now.step * (now.steps - now.step)
-            report(
-                f"step {now.step}/{now.steps}  loss {now.loss:.3f}  Dice of the first mask {now.dice:.3f}  "
-                f"{now.seconds / 60:.1f} min, {left / 60:.1f} min left"
-            )
-            if now.step == now.steps:
-                report("now the IoU head alone, for about a twentieth of that time")
-    except KeyboardInterrupt:
-        report(f"stopped; the same command with --resume goes on from {_checkpoint_of(out)}")
-        raise
-    report(f"weights in {out}")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    weights = out / "small_sam.safetensors"
+    with locked(out):
+        log = out / "log.txt"
+        lines = log.read_text().splitlines() if resume and log.exists() else []
+
+        def tell(line: str) -> None:
+            lines.append(line)
+            write_text(log, "\n".join(lines) + "\n")
+            report(line)
+
+        tell(f"{'going on' if resume else 'starting'}: {steps} steps of {batch} images, seed {seed}, {chosen}")
+        run = training(weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, resume=resume)
+        try:
+            for now in run:
+                left = now.seconds / now.step * (now.steps - now.step)
+                tell(
+                    f"step {now.step}/{now.steps}  loss {now.loss:.3f}  Dice of the first mask {now.dice:.3f}  "
+                    f"{now.seconds / 60:.1f} min, {left / 60:.1f} min left"
+                )
+                if now.step == now.steps:
+                    tell("now the IoU head alone, for about a twentieth of that time")
+        except KeyboardInterrupt:
+            tell(f"stopped; the same command with --resume goes on from {_checkpoint_of(weights)}")
+            raise
+        tell(f"weights in {weights}")

@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 
 from client.sam import load_sam
 from client.sam_parts import SIZES, Parts
-from configs.files import StorageFault
-from simulation.pretrain_sam import main, pretrain
+from configs.files import FolderInUse, StorageFault, locked
+from simulation.pretrain_sam import pretrain, training
 
 
 def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
     def run(out: Path, *, stop: int | None = None, resume: bool = False) -> list[int]:
         steps = []
-        for now in pretrain(out, steps=4, seed=3, batch=2, resume=resume, every=1, save_every=2):
+        for now in training(out, steps=4, seed=3, batch=2, resume=resume, every=1, save_every=2):
             steps.append(now.step)
             if now.step == stop:
                 break
@@ -37,10 +37,10 @@ def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_pa
 
 def test_a_run_killed_while_it_was_calibrated_goes_on_there(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    assert [now.step for now in pretrain(whole, steps=2, batch=1, every=2)] == [2]
-    next(iter(pretrain(killed, steps=2, batch=1, every=2)))
+    assert [now.step for now in training(whole, steps=2, batch=1, every=2)] == [2]
+    next(iter(training(killed, steps=2, batch=1, every=2)))
     before = load_file(killed)
-    assert list(pretrain(killed, steps=2, batch=1, every=2, resume=True)) == []
+    assert list(training(killed, steps=2, batch=1, every=2, resume=True)) == []
     after = load_file(killed)
     assert all(torch.equal(value, load_file(whole)[name]) for name, value in after.items())
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -51,31 +51,51 @@ def test_a_run_killed_while_it_was_calibrated_goes_on_there(tmp_path: Path) -> N
 def test_resuming_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     out = tmp_path / "sam.safetensors"
     with pytest.raises(ValueError, match=r"sam\.safetensors\.checkpoint does not exist.*without --resume"):
-        next(iter(pretrain(out, steps=2, resume=True)))
-    run = pretrain(out, steps=4, batch=2, every=1, save_every=1)
+        next(iter(training(out, steps=2, resume=True)))
+    run = training(out, steps=4, batch=2, every=1, save_every=1)
     next(iter(run))
     with pytest.raises(ValueError, match="same numbers"):
-        next(iter(pretrain(out, steps=5, batch=2, resume=True)))
+        next(iter(training(out, steps=5, batch=2, resume=True)))
     out.with_name(out.name + ".checkpoint").write_bytes(b"torn")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        next(iter(pretrain(out, steps=4, batch=2, resume=True)))
+        next(iter(training(out, steps=4, batch=2, resume=True)))
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (1, 0)])
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, steps: int, batch: int) -> None:
     with pytest.raises(ValueError, match="at least"):
-        next(iter(pretrain(tmp_path / "sam.safetensors", steps=steps, batch=batch)))
+        next(iter(training(tmp_path / "sam.safetensors", steps=steps, batch=batch)))
 
 
-def test_the_command_reports_where_it_is_and_where_the_weights_are(tmp_path: Path) -> None:
+def test_the_command_writes_weights_and_a_log_of_what_it_reports(tmp_path: Path) -> None:
     lines: list[str] = []
-    threads = torch.get_num_threads()
-    main(tmp_path / "sam.safetensors", steps=1, batch=1, threads=threads, report=lines.append)
-    assert lines[0].startswith("step 1/1 ")
-    assert lines[-1] == f"weights in {tmp_path / 'sam.safetensors'}"
+    pretrain(tmp_path / "new", steps=1, batch=1, device="cpu", report=lines.append)
+    assert lines[0].startswith("starting: 1 steps of 1 images")
+    assert lines[1].startswith("step 1/1 ")
+    assert lines[-1] == f"weights in {tmp_path / 'new' / 'small_sam.safetensors'}"
+    assert (tmp_path / "new" / "log.txt").read_text().splitlines() == lines
+    assert load_sam(str(tmp_path / "new" / "small_sam.safetensors"), device="cpu").size == "small"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path, steps=1, batch=1, device="cpu", report=report)
+    assert "--resume" in lines[-1]
+    assert str(tmp_path / "small_sam.safetensors.checkpoint") in lines[-1]
+    pretrain(tmp_path, steps=1, batch=1, device="cpu", resume=True, report=lines.append)
+    assert lines[-1].startswith("weights in")
+
+
+def test_a_folder_in_use_or_in_the_way_is_named(tmp_path: Path) -> None:
+    with locked(tmp_path / "used"), pytest.raises(FolderInUse, match="used"):
+        pretrain(tmp_path / "used", steps=1, batch=1)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageFault, match=r"sam\.safetensors"):
-        main(tmp_path / "file" / "sam.safetensors", steps=1, batch=1, threads=torch.get_num_threads(), report=lambda _: None)
+    with pytest.raises(StorageFault, match="file"):
+        pretrain(tmp_path / "file", steps=1, batch=1)
