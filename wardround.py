@@ -94,16 +94,17 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/
 @app.command("pretrain-sam")
 def pretrain_sam(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the weights")] = Path("runs/pretrain-sam"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 2400,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16: quicker where the processor has it")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint")] = False,
 ) -> None:
-    """Pre-train the small SAM on synthetic images. The shipped weights came from this command."""
+    """Pre-train the small SAM on synthetic images. What the shipped weights came from is in client/weights/small_sam.md."""
     from simulation.pretrain_sam import pretrain
 
-    pretrain(out, steps=steps, batch=batch, seed=seed, device=device, resume=resume)
+    pretrain(out, steps=steps, batch=batch, seed=seed, device=device, bfloat16=bfloat16, resume=resume)
 
 
 @site_app.command()
