@@ -22,6 +22,7 @@ from typing import Any
 
 from scipy import stats
 
+from configs.load import dump, load
 from server.report_data import history_lines
 from simulation.run import simulate
 
@@ -77,10 +78,13 @@ def finished(folder: Path) -> bool:
 def run_job(job: Job) -> None:
     """Run, or go on with, a job; nothing to do where it has ended."""
     folder = RUNS / job.name
-    if finished(folder):
+    config = folder / "config.toml"
+    stale = config.exists() and dump(load(config)) != dump(load(ROOT / job.config, job.overrides))
+    if finished(folder) and not stale:
         return
+    begun = config.exists() and not stale
     print(f"== {job.name}: {job.command}", flush=True)
-    simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, resume=(folder / "config.toml").exists())
+    simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
 
 
 def run_benchmark(name: str) -> None:
@@ -92,7 +96,7 @@ def run_benchmark(name: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py")], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         print(done.stderr[-2000:], file=sys.stderr)
-        return
+        sys.exit(f"benchmarks/{name}.py failed; nothing of it is on the page")
     RUNS.mkdir(parents=True, exist_ok=True)
     kept.write_text(done.stdout.strip().splitlines()[-1])
 
@@ -208,7 +212,8 @@ def curves() -> list[str]:
 
 
 def write_page() -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
     text = [
         "# Foundation: what runs, and what comes out",

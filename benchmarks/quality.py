@@ -54,7 +54,7 @@ def central(folder: Path, *, steps: int) -> float:
     dice = []
     for workspace in workspaces:
         with Site(workspace) as site:
-            sums = evaluate(site, network, plan.preprocess, role="test", classes=len(plan.classes))
+            sums = evaluate(site, network.to(site.device), plan.preprocess, role="test", classes=len(plan.classes))
             if sums is not None and (mean := sums.mean()) is not None:
                 dice.append(mean)
     return statistics.mean(dice)

@@ -7,7 +7,8 @@ reply leaves that `strategies/wire.py` does not list, and no exception's text ev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -60,7 +61,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
         if not site.store.counts().get("labelled"):
             raise SiteFault("nothing-labelled", f"{site.name} has no label yet: it sits out this round")
-        teacher = None if request.fresh or models is None or models.run != request.run else models.teacher
+        mine = models is not None and models.run == request.run and not (request.fresh and models.cycle != request.cycle)
+        teacher = models.teacher if models is not None and mine else None
         when = When(request.cycle, request.round, request.step, request.total_steps)
         done = train(site, plan, when, weights, teacher=teacher)
         numbers = {
@@ -73,7 +75,14 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         models = LocalModels(request.run, request.cycle, request.round, done.student, done.teacher, numbers)
         save_models(path, models)
     update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
-    return wire.pack_update(SiteUpdate(site.name, update, **(models.reply if site.shares_sums else {})))
+    return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
+
+
+def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a round's reply may say beside the update: mean losses only where enough patients stand behind them."""
+    patients = {case.patient for case in site.store.cases("labelled")}
+    enough = len(patients) >= site.settings.min_patients
+    return {**numbers, "losses": numbers["losses"] if enough else {}}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
@@ -91,7 +100,7 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
         pictures.write(request.cycle)
     local = load_models(site.workspace / "models" / "local.safetensors")
     committee = [network]
-    if local is not None and local.run == request.run and plan.query.model != "global":
+    if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
         of_site = network_for(plan)
         of_site.load_state_dict(local.student)
         committee = [of_site.to(site.device)] if plan.query.model == "local" else [network, of_site.to(site.device)]
@@ -99,9 +108,9 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
-    return wire.pack_assessment(
-        Assessment(site.name, sums["validation"], sums["test"], demand_of(scores), time.monotonic() - started)
-    )
+    demand = demand_of(scores, min_patients=site.settings.min_patients)
+    seconds = time.monotonic() - started
+    return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 
 
 def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
@@ -112,13 +121,14 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
     if not site.shares_sums:
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
+    later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
     return wire.pack_annotation(
         Annotation(
             site.name,
             granted=granted,
-            received=site.store.received(request.run, request.cycle),
-            outstanding=counts.get("requested", 0),
-            labelled=counts.get("labelled", 0),
+            received=site.store.received(request.run, request.cycle, tick=request.tick),
+            outstanding=counts.get("requested", 0) + later,
+            labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
             seconds=time.monotonic() - started,

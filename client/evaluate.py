@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from client.predict import predict
+from client.predict import BATCH, predict
 from client.preprocess import from_network
 from client.site import Site, Slices
 from client.store import ImageRow
@@ -24,8 +24,13 @@ def predicted_mask(
     site: Site, slices: Slices, network: nn.Module, image: ImageRow, cases: Sequence[Case]
 ) -> NDArray[np.uint8]:
     """The network's class map of a volume, (slices, rows, columns) uint8, on the image's grid."""
-    probabilities = predict(network, slices, cases, device=site.device)
-    return from_network(probabilities, slices.image(image.id).place).argmax(dim=1).byte().numpy()
+    place = slices.image(image.id).place
+    parts = [
+        from_network(predict(network, slices, cases[start : start + BATCH], device=site.device), place).argmax(dim=1).byte()
+        for start in range(0, len(cases), BATCH)  # never all probabilities of a volume at full size
+    ]
+    mask: NDArray[np.uint8] = torch.cat(parts).numpy()
+    return mask
 
 
 def evaluate(
@@ -45,6 +50,7 @@ def evaluate(
     for case in site.store.cases(role):
         by_image.setdefault(case.image, []).append(case)
     dice, counts = np.zeros(classes), np.zeros(classes, dtype=int)
+    behind: list[set[str]] = [set() for _ in range(classes)]
     for image in images:
         truth = site.truth(image)
         with torch.inference_mode():
@@ -52,6 +58,10 @@ def evaluate(
         of_volume = dice_by_class(mask, truth, classes=classes)
         dice += np.nan_to_num(of_volume)
         counts += np.isfinite(of_volume)
+        for number in np.flatnonzero(np.isfinite(of_volume)):
+            behind[number].add(image.patient)
         if seen is not None:
             seen(image, truth, mask)
+    few = np.array([len(patients_of) < site.settings.min_patients for patients_of in behind])
+    dice[few], counts[few] = 0.0, 0  # a class that hardly any patient has would tell about those patients
     return Sums(tuple(map(float, dice)), tuple(map(int, counts)), patients)

@@ -10,7 +10,7 @@ from torch import Tensor
 from client.plan import Plan
 from client.sam import load_sam
 from client.sam_cache import EmbeddingCache
-from client.site import Site, Slices
+from client.site import Site
 from strategies.records import Case
 from strategies.semi.prompts import prompts_from
 from strategies.semi.sam_target import target_from
@@ -19,7 +19,7 @@ from strategies.semi.sam_target import target_from
 class SamTeacher:
     """The frozen generalist of one site. Nothing of it crosses; what it says is made from images and the teacher alone."""
 
-    def __init__(self, site: Site, plan: Plan, cases: Sequence[Case], slices: Slices) -> None:
+    def __init__(self, site: Site, plan: Plan) -> None:
         self._sam = load_sam(site.settings.sam_checkpoint, device=site.device)
         self._settings = plan.sam
         self._cache = EmbeddingCache(site.workspace / "cache" / "sam", self._sam)

@@ -65,10 +65,14 @@ def score(site: Site, plan: Plan, networks: Sequence[nn.Module], *, cycle: int) 
     )
 
 
-def demand_of(scores: Scores) -> Demand:
-    """How many cases wait, and five coarse quantiles of their scores (none for fewer than five cases)."""
+def demand_of(scores: Scores, *, min_patients: int) -> Demand:
+    """How many cases wait, and five coarse quantiles of their scores.
+
+    No quantiles for fewer than four cases to each, or where fewer than `min_patients` patients stand behind them.
+    """
     quantiles: tuple[float, ...] = ()
-    if scores.values is not None and len(scores.values) >= QUANTILES:
+    enough = len(set(scores.patients)) >= min_patients and len(scores.case_ids) >= 4 * QUANTILES
+    if scores.values is not None and enough:
         quantiles = tuple(float(q) for q in np.quantile(scores.values, np.linspace(0.1, 0.9, QUANTILES)).round(3))
     return Demand(len(scores.case_ids), quantiles)
 

@@ -85,10 +85,20 @@ class Site:
         Raises:
             SiteFault: images.csv is missing or wrong, or no image is in the pool.
         """
-        known = {image.id for image in self.store.images()}
+        known = {image.id: image for image in self.store.images()}
         for row in self._images_csv():
             identity = keyed_hash(row["image"], key=self.settings.key)
             if identity in known:
+                before = known[identity]
+                if before.role != row["role"]:
+                    raise SiteFault(
+                        "bad-data",
+                        f"image {row['image']} was {before.role} and is {row['role']} in {self.settings.images} now: an image "
+                        "keeps its role, or a patient would be tested on what was trained on. Put the role back, or start a "
+                        "new workspace",
+                    )
+                if (before.path, before.truth) != (row["path"], row["truth"]):
+                    self.store.move_image(identity, path=row["path"], truth=row["truth"])
                 continue
             image = self.read(Path(row["path"]), patient=row["patient"])
             patient = image.patient  # the keyed hash: from here on nothing knows the identity
@@ -102,8 +112,8 @@ class Site:
                 "bad-data", f"{self.workspace / self.settings.images} has no row with role pool: there is nothing to label"
             )
 
-    def read(self, path: Path, *, patient: str | None = None) -> Image:
-        """The image at `path` in its own grid; `patient` is the identity to hash, from the file when None."""
+    def read(self, path: Path, *, patient: str = "unnamed") -> Image:
+        """The image at `path` in its own grid; `patient` is the identity to hash where it matters."""
         reader = FORMATS[self.settings.format]
         image: Image = reader.read_image(
             path,
@@ -119,7 +129,7 @@ class Site:
         folder = self._cache(prepare)
         if not (folder / f"{image_id}.json").exists():
             row = next(image for image in self.store.images() if image.id == image_id)
-            return self._make_ready(image_id, self.read(Path(row.path)), prepare)
+            self._make_ready(image_id, self.read(Path(row.path)), prepare)
         place = Geometry(**json.loads((folder / f"{image_id}.json").read_text()))
         return Ready(np.load(folder / f"{image_id}.npy", mmap_mode="r"), place)
 
@@ -131,8 +141,8 @@ class Site:
         """
         if image.role == "pool":
             raise SiteFault("invariant-broken", f"the truth of pool image {image.id} was asked for")
-        classes = hashlib.sha256(json.dumps(self.settings.classes).encode()).hexdigest()[:8]
-        cached = self.workspace / "cache" / f"truth-{classes}" / f"{image.id}.npy"
+        reading = json.dumps([list(self.settings.classes.items()), self.settings.slice_axis, image.truth])
+        cached = self.workspace / "cache" / f"truth-{hashlib.sha256(reading.encode()).hexdigest()[:8]}" / f"{image.id}.npy"
         if not cached.exists():
             mask = FORMATS[self.settings.format].read_mask(
                 Path(image.truth),

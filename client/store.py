@@ -116,7 +116,7 @@ class Request:
 
 
 class Store:
-    """The site's database. Methods are transactions; each can be repeated without harm."""
+    """The site's database. Methods are transactions: a kill at any line leaves all or nothing of one."""
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
@@ -152,6 +152,11 @@ class Store:
             session.add(_Image(**vars(image)))
             session.flush()
             session.add_all(_Case(id=c.id, patient=c.patient, image=c.image, index=c.index, state=state) for c in cases)
+
+    def move_image(self, image_id: str, *, path: str, truth: str) -> None:
+        """The image's files lie elsewhere now; its cases and labels stay."""
+        with self._session() as session:
+            session.execute(update(_Image).where(_Image.id == image_id).values(path=path, truth=truth))
 
     def images(self, *roles: str) -> list[ImageRow]:
         """Images with one of the roles (all when none is given), by id."""
@@ -287,11 +292,17 @@ class Store:
                 raise KeyError(case_id)
             return np.frombuffer(zlib.decompress(row.mask), dtype=np.uint8).reshape(row.rows, row.columns).copy()
 
-    def received(self, run: str, cycle: int) -> int:
-        """Labels that arrived while the run was in `cycle`: a sum, so asking twice gives the same."""
+    def received(self, run: str, cycle: int, *, tick: int) -> int:
+        """Labels that arrived while the run was in `cycle`, up to `tick`: a sum, so asking again gives the same."""
         with self._session() as session:
-            query = select(func.count()).select_from(_Label).where(_Label.run == run, _Label.cycle == cycle)
-            return int(session.scalar(query) or 0)
+            mine = (_Label.run == run, _Label.cycle == cycle, _Label.tick <= tick)
+            return int(session.scalar(select(func.count()).select_from(_Label).where(*mine)) or 0)
+
+    def received_after(self, run: str, *, tick: int) -> int:
+        """Labels of this run that came after `tick`: those that an answer given again must not know of yet."""
+        with self._session() as session:
+            later = (_Label.run == run, _Label.tick > tick)
+            return int(session.scalar(select(func.count()).select_from(_Label).where(*later)) or 0)
 
     # ---------------------------------------------------------------------------------------------------- invariants
 

@@ -65,7 +65,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
     student = load_weights(network_for(plan), weights).to(site.device).train()
     average = _teacher(student, teacher) if framework.uses_teacher else None
     draw = _Draw(site, plan, when, framework, labelled, unlabelled)
-    sam = SamTeacher(site, plan, unlabelled, draw.slices) if _uses_sam(plan, framework, unlabelled) else None
+    sam = SamTeacher(site, plan) if _uses_sam(plan, framework, unlabelled) else None
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     optimiser = torch.optim.AdamW(student.parameters(), plan.train.learning_rate, weight_decay=plan.train.weight_decay)
     totals: dict[str, list[Tensor]] = {}

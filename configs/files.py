@@ -12,6 +12,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 class FolderInUse(RuntimeError):
     """Another process holds the folder's lock."""
 
@@ -32,6 +41,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
+            os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp is for the owner alone; a worklist is for colleagues too
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()

@@ -117,7 +117,17 @@ class Sam(Settings):
 class Query(Settings):
     """Which cases a site asks its experts for."""
 
-    strategy: str = Field("entropy", description="e.g. random, random_fg, entropy, bald, coreset, entropy+stochastic")
+    strategy: Literal[
+        "random",
+        "random_fg",
+        "entropy",
+        "bald",
+        "coreset",
+        "entropy+stochastic",
+        "entropy+power",
+        "bald+stochastic",
+        "bald+power",
+    ] = Field("entropy", description="how cases are scored, and after a + how they are chosen by the score")
     unit: Literal["slice"] = Field("slice", description="what an expert annotates at a time")
     model: Literal["global", "local", "both"] = Field("global", description="whose prediction is scored")
     passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-import time
+import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -55,11 +55,12 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
         FederationFault: too few sites; what was done is kept.
         FolderInUse: another process runs this folder.
     """
-    started = time.monotonic()
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
     with locked(folder / "checkpoint"), progress_for(run.name) as progress:
         history = History(folder / "history.jsonl")
+        if history.ended:
+            return
         ledger = Ledger.open(
             folder / "checkpoint", history, lambda: State(weights=initial_weights(run)), run=secrets.token_hex(8)
         )
@@ -98,10 +99,10 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
         )
         federation = Federation(run, sites, lambda: initial_weights(run), folder, progress)
         run_rounds(federation, ledger)
-        finish(ledger, folder, run, seconds=time.monotonic() - started)
+        finish(ledger, folder, run)
 
 
-def finish(ledger: Ledger, folder: Path, run: Run, *, seconds: float) -> None:
+def finish(ledger: Ledger, folder: Path, run: Run) -> None:
     """Write the final weights and the end of the record."""
     state = ledger.state
     save_weights(folder / "weights" / "final.safetensors", state.weights)
@@ -113,7 +114,7 @@ def finish(ledger: Ledger, folder: Path, run: Run, *, seconds: float) -> None:
                     **event("end", cycle=run.federation.cycles, best_cycle=state.best_cycle),
                     **state.last,
                     "labels_total": state.labels_total,
-                    "seconds": round(seconds, 3),
+                    "seconds": round(state.seconds, 3),
                 }
             ],
         )
@@ -150,7 +151,17 @@ def about(run: Run, engine: str) -> dict[str, Any]:
         "engine": engine,
         "threads": run.threads,
         "device": run.device if run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
-        "commit": os.environ.get("WARDROUND_COMMIT"),
+        "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("torch", "flwr", "monai", "numpy")},
     }
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a + where files were changed since; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

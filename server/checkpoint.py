@@ -8,8 +8,9 @@ again, and the sites answer a repeated message from their own disks.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class State:
         grants: what each site may ask for in the cycle at hand.
         best_dice, best_cycle: best validation Dice and its cycle; None before the first assessment that shares it.
         last: numbers of the last assessment, for the end of the record.
+        seconds: time spent on the steps so far, by all processes that ran them.
     """
 
     weights: Weights
@@ -44,6 +46,7 @@ class State:
     best_dice: float | None = None
     best_cycle: int | None = None
     last: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def labels_total(self) -> int | None:
@@ -96,8 +99,9 @@ class Ledger:
         self.asked += 1
         if self.asked <= self._done:
             return
-        before = self.state
-        self.state, events = step(before)
+        before, started = self.state, time.monotonic()
+        after, events = step(before)
+        self.state = replace(after, seconds=after.seconds + time.monotonic() - started)
         self.history.append(events)
         self._done = self.asked
         self._checkpoint(weights_changed=self.state.weights is not before.weights or self._saved is None)

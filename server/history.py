@@ -33,6 +33,14 @@ class History:
         """Bytes written so far."""
         return self._path.stat().st_size if self._path.exists() else 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last event is the end of the run."""
+        if not self.size:
+            return False
+        last = self._path.read_text(encoding="utf-8").splitlines()[-1]
+        return '"event": "end"' in last
+
     def append(self, events: Sequence[Event]) -> None:
         """Write the events, each with the time, and make them durable.
 

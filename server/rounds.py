@@ -54,7 +54,7 @@ def run_rounds(federation: Federation, ledger: Ledger) -> None:
     run = federation.run
 
     def once(step: Step, **where: int) -> None:
-        federation.progress.step(_said(step, **where), done=ledger.asked, total=_steps(run))
+        federation.progress.step(_said(step, **where), done=ledger.asked - 1, total=_steps(run))
         ledger.once(lambda state: step(federation, state, **where))
 
     once(grant, cycle=0)
@@ -85,20 +85,21 @@ def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State
     settings = federation.run.federation
     problems = Problems()
     told: dict[str, dict[str, Any]] = {}
-    asked = {name: cases for name, cases in state.grants.items() if name in federation.sites.names}
+    waiting = sorted(name for name in state.grants if name in federation.sites.names)
     for poll in range(settings.deadline_polls):
         if poll and settings.poll_seconds:
             time.sleep(settings.poll_seconds)
         state = replace(state, tick=state.tick + 1)
-        requests = {n: wire.Request(cycle=cycle, tick=state.tick, grant=cases) for n, cases in sorted(asked.items())}
+        requests = {name: wire.Request(cycle=cycle, tick=state.tick, grant=state.grants[name]) for name in waiting}
         problems = Problems()
-        for answer in federation.sites.ask(wire.ANNOTATE, requests, problems):
-            numbers = vars(wire.unpack_annotation(answer.content)) | answer.traffic
+        for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
+            numbers = vars(answer.record) | answer.traffic
             before = told.get(answer.site, {})
             for key in ("bytes_up", "bytes_down", "seconds"):
                 numbers[key] = _added(before.get(key, 0), numbers[key])
             told[answer.site] = {key: value for key, value in numbers.items() if key != "name"}
-        if _quorum(told, settings.quorum):
+        waiting = [name for name in waiting if name not in told or told[name]["outstanding"]]
+        if not waiting or (_quorum(told, settings.quorum) and not problems.late):
             break
     state = replace(
         state,
@@ -110,10 +111,14 @@ def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State
 
 
 def train(federation: Federation, state: State, *, cycle: int, round: int) -> tuple[State, list[Event]]:
-    """One round: every site trains from the global weights, and their updates become one as they arrive."""
+    """One round: every site trains from the global weights, and their updates become one as they arrive.
+
+    Updates weigh by labelled cases, unless a site withholds its number: then all weigh alike, or that site would count
+    for one case beside others' hundreds.
+    """
     run = federation.run
-    fresh = run.federation.restart == "initial" and round == 1
-    if fresh:
+    fresh = run.federation.restart == "initial"
+    if fresh and round == 1:
         state = replace(state, weights=federation.initial(), momenta={})
     first = (round - 1) * run.train.local_steps
     everything = federation.steps_a_cycle
@@ -125,13 +130,18 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
     problems = Problems()
     told: dict[str, dict[str, Any]] = {}
     labelled: dict[str, int | None] = {}
+    alike = run.federation.weighting == "equal" or any(count is None for count in state.labelled.values())
     for answer in federation.sites.ask(
-        wire.TRAIN, dict.fromkeys(federation.sites.names, request), problems, weights=wire.pack_weights(state.weights)
+        wire.TRAIN,
+        dict.fromkeys(federation.sites.names, request),
+        problems,
+        unpack=wire.unpack_update,
+        weights=wire.pack_weights(state.weights),
     ):
-        update = wire.unpack_update(answer.content)
+        update = answer.record
         try:
-            aggregate.add(update.update, _weight(run, update.labelled))
-        except UpdateError:
+            aggregate.add(update.update, 1.0 if alike or update.labelled is None else float(update.labelled))
+        except UpdateError:  # the site's own check should have found it
             problems.refused[answer.site] = {"code": "not-finite", "reference": "coordinator"}
             continue
         labelled[answer.site] = update.labelled
@@ -163,9 +173,13 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     request = wire.Request(cycle=cycle, tick=state.tick)
     assessments: dict[str, Assessment] = {}
     for answer in federation.sites.ask(
-        wire.ASSESS, dict.fromkeys(federation.sites.names, request), problems, weights=wire.pack_weights(state.weights)
+        wire.ASSESS,
+        dict.fromkeys(federation.sites.names, request),
+        problems,
+        unpack=wire.unpack_assessment,
+        weights=wire.pack_weights(state.weights),
     ):
-        assessed = wire.unpack_assessment(answer.content)
+        assessed = answer.record
         assessments[answer.site] = assessed
         told[answer.site] = {
             "dice": assessed.validation.mean() if assessed.validation else None,
@@ -194,14 +208,9 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     return state, [line, *problems.events("assess", cycle=cycle, round=0)]
 
 
-def _weight(run: Run, labelled: int | None) -> float:
-    """Weight of a site's update: its labelled cases, or 1 where it shares no counts or all are to count alike."""
-    return 1.0 if run.federation.weighting == "equal" or labelled is None else float(labelled)
-
-
 def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:
     """Whether enough of the requested labels are there; nothing can be waited for where no site tells."""
-    shared = [n for n in told.values() if n.get("outstanding") is not None]
+    shared = [n for n in told.values() if n["outstanding"] is not None]
     asked = sum(n["outstanding"] + n["received"] for n in shared)
     return bool(sum(n["received"] for n in shared) >= quorum * asked)
 

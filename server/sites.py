@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.history import Event, event
 from strategies import wire
+
+Record = TypeVar("Record")
 
 PULL_SECONDS = 0.2
 """Pause before asking the SuperLink again when nothing had arrived."""
@@ -25,11 +27,11 @@ class FederationFault(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One site's reply with the bytes that its message and reply took."""
+class Answer(Generic[Record]):
+    """One site's reply as a record, with the bytes that its message and reply took."""
 
     site: str
-    content: RecordDict
+    record: Record
     bytes_down: int
     bytes_up: int
 
@@ -74,11 +76,13 @@ class Sites:
         requests: Mapping[str, wire.Request],
         problems: Problems,
         *,
+        unpack: Callable[[RecordDict], Record],
         weights: ArrayRecord | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Answer[Record]]:
         """Send each site its request and yield the answers as they arrive; the rest goes to `problems`.
 
         Answers are not kept here: who consumes them one by one holds one update in memory, however many sites there are.
+        A reply that is not what it should be counts as a refusal; it must not end the run of the others.
         """
         shared = wire.size(RecordDict({"weights": weights})) if weights is not None else 0
         contents: dict[int, RecordDict] = {}
@@ -94,32 +98,47 @@ class Sites:
             name = names[node]
             if reply is None:
                 problems.late.append(name)
-            elif (refusal := _refusal(reply)) is not None:
+                continue
+            refusal = _refusal(reply)
+            if refusal is None:
+                try:
+                    record = unpack(reply.content)
+                except (KeyError, TypeError, ValueError):
+                    refusal = {"code": "bad-request", "reference": "coordinator"}
+            if refusal is not None:
                 problems.refused[name] = refusal
-            else:
-                yield Answer(name, reply.content, bytes_down=down[name], bytes_up=wire.size(reply.content))
+                continue
+            yield Answer(name, record, bytes_down=down[name], bytes_up=wire.size(reply.content))
 
 
 def exchange(
     grid: Grid, contents: Mapping[int, RecordDict], kind: str, *, timeout_s: float
 ) -> Iterator[tuple[int, Message | None]]:
-    """Push a message to each node and yield (node, reply) as replies come; (node, None) for those late at the end."""
-    messages = [Message(content, node, kind) for node, content in contents.items()]
-    waiting = set(contents)
-    ids = list(grid.push_messages(messages))
+    """Push a message to each node and yield (node, reply) as replies come; (node, None) for those late at the end.
+
+    Late is who has not replied `timeout_s` after the last reply of anybody: sites that are worked off one by one, as in
+    one process, don't run out of time because there are many.
+    """
+    nodes = list(contents)
+    ids = grid.push_messages([Message(content, node, kind) for node, content in contents.items()])
+    waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
+    lost = [node for node in nodes if node not in waiting.values()]
     deadline = time.monotonic() + timeout_s
-    open_ids = {message_id for message_id in ids if message_id}
-    while open_ids:
-        replies = list(grid.pull_messages(sorted(open_ids, key=ids.index)))
-        for reply in replies:
-            open_ids.discard(reply.metadata.reply_to_message_id)
-            waiting.discard(reply.metadata.src_node_id)
-            yield reply.metadata.src_node_id, reply
-        if time.monotonic() > deadline:
+    while waiting:
+        came = False
+        for reply in grid.pull_messages(list(waiting)):
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                came = True
+                yield node, reply
+        now = time.monotonic()
+        if came:
+            deadline = now + timeout_s
+        elif now > deadline:
             break
-        if not replies:
+        else:
             time.sleep(PULL_SECONDS)
-    for node in sorted(waiting):
+    for node in [*lost, *waiting.values()]:
         yield node, None
 
 
@@ -170,7 +189,11 @@ def join(
             said = wire.unpack_refused(reply.content) if reply.has_content() else None
             problems.refused[said.name if said and said.name else f"node-{node}"] = refusal
             continue
-        answer = wire.unpack_joined(reply.content)
+        try:
+            answer = wire.unpack_joined(reply.content)
+        except (KeyError, TypeError, ValueError):
+            problems.refused[f"node-{node}"] = {"code": "bad-request", "reference": "coordinator"}
+            continue
         if answer.protocol != wire.PROTOCOL or list(answer.classes) != classes:
             code = "protocol-mismatch" if answer.protocol != wire.PROTOCOL else "classes-mismatch"
             problems.refused[answer.name] = {"code": code, "reference": ""}

@@ -113,6 +113,8 @@ def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
             break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # whoever of the group outlived its leader
 
 
 def _program(name: str) -> str:

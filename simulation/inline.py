@@ -8,7 +8,6 @@ pulled, one at a time: only one site's data is in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -105,8 +104,3 @@ class InlineGrid(Grid):
         back = message_to_proto(reply).SerializeToString()
         self.bytes_up += len(back)
         return message_from_proto(ProtoMessage.FromString(back))
-
-
-def run_config_of(folder: Path) -> dict[str, str]:
-    """The Flower run configuration of the run in `folder`."""
-    return {"run-dir": str(folder.resolve()), "engine": "inline"}

@@ -102,11 +102,11 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
         RunFolderError: it holds something else.
     """
     config = folder / "config.toml"
-    present = [path for path in folder.iterdir() if path.name != ".lock"]
+    present = [path for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".part"]
     if present and not config.exists():
         raise RunFolderError(f"{folder} is not empty and holds no run (no config.toml): choose another folder with --out")
     if fresh:
-        for path in present:
+        for path in sorted(present, key=lambda path: path == config):  # last: a kill here leaves a folder that --fresh accepts
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif config.exists():
         before = load(config)

@@ -62,7 +62,7 @@ class Scores:
             if array is not None and not np.isfinite(array).all():
                 where = int(np.argwhere(~np.isfinite(array))[0][0])
                 of = f" of case {self.case_ids[where]}" if name != "labelled_features" else ""
-                raise ValueError(f"{name}{of} is not finite: the model diverged or an image holds NaN")
+                raise FloatingPointError(f"{name}{of} is not finite: the model diverged or an image holds NaN")
 
     def among(self, case_ids: Iterable[str]) -> Scores:
         """The rows of the given cases; cases without a row are left out."""
@@ -104,14 +104,6 @@ class Selection:
     @property
     def case_ids(self) -> list[str]:
         return [c.case_id for c in self.choices]
-
-
-@dataclass(frozen=True)
-class Grant:
-    """How many cases a site may ask its experts for in a cycle; the cold start is cycle 0, cycle c's own grant c + 1."""
-
-    number: int
-    cases: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ class Annotation:
 
     Attributes:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
-        received: labels that arrived since the previous answer.
+        received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
     """
 

@@ -107,6 +107,9 @@ class Folder:
         if models is None:
             return None
         network = network_for(self._plan)
+        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        if expected != {name: tensor.shape for name, tensor in models.student.items()}:
+            return None  # left by a run with another network
         network.load_state_dict(models.student)
         slices = Slices(self._site, self._plan.preprocess)
         with torch.inference_mode():

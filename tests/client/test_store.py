@@ -51,7 +51,9 @@ def test_a_label_and_its_state_change_together_and_survive_reopening(tmp_path: P
     again = Store.at(tmp_path / "site.db")
     np.testing.assert_array_equal(again.label(first), mask)
     assert again.counts()["labelled"] == 1
-    assert (again.received("run", 2), again.received("run", 1), again.received("other", 2)) == (1, 0, 0)
+    assert [again.received(run, cycle, tick=5) for run, cycle in (("run", 2), ("run", 1), ("other", 2))] == [1, 0, 0]
+    assert again.received("run", 2, tick=4) == 0, "an answer given again knows no more than at first"
+    assert (again.received_after("run", tick=4), again.received_after("run", tick=5)) == (1, 0)
     again.check_conserved()
 
 

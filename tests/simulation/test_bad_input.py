@@ -48,7 +48,7 @@ def refusals(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_an_image_with_nan_is_named_before_the_run(tiny_config: Config, copy_of_data: Path, tmp_path: Path) -> None:
     path = copy_of_data / "images" / "south1.nii.gz"
-    voxels = np.asarray(nib.Nifti1Image.from_filename(path).dataobj).copy()  # type: ignore[attr-defined]
+    voxels = np.asarray(nib.Nifti1Image.from_filename(path).dataobj).copy()
     voxels[3, 3, 1] = np.nan
     nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), path)
     with pytest.raises(ValueError, match=r"south1\.nii\.gz holds 1 of .*NaN.*repair"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -32,6 +33,23 @@ def labelled(folder: Path) -> dict[str, list[str]]:
     return cases
 
 
+def left_running() -> list[str]:
+    """Command lines of processes that have the private FLWR_HOME of a cluster run in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "wardround-flwr-" in process.environ().get("FLWR_HOME", "") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_what_runs_on_a_cluster_would_be_seen() -> None:
+    environment = {**os.environ, "FLWR_HOME": "/tmp/wardround-flwr-probe"}
+    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE) as process:
+        assert left_running()
+        process.kill()
+
+
 def test_inline_and_cluster_label_the_same_cases(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     config = tiny_config()
     options = ['query.strategy="random"', "sam.enabled=true"]
@@ -42,8 +60,7 @@ def test_inline_and_cluster_label_the_same_cases(tiny_config: Callable[..., Path
     assert one == pytest.approx(other, abs=0.02)
     assert [e["event"] for e in events(inline)] == [e["event"] for e in events(clustered)]
     assert events(clustered)[0]["engine"] == "cluster"
-    running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    assert not [line for line in running if str(tmp_path) in line], "the SuperLink and all it started have ended"
+    assert not left_running(), "the SuperLink and all it started have ended"
 
 
 def test_a_run_that_fails_on_the_cluster_names_its_log(tmp_path: Path) -> None:

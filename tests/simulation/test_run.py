@@ -220,7 +220,7 @@ def test_restart_initial_trains_every_cycle_from_the_same_weights(
 
     monkeypatch.setattr(Sites, "ask", ask)
     simulate(tiny_config(), ['federation.restart="initial"'], out=tmp_path / "run")
-    assert [s[:3] for s in seen] == [(0, 4, True), (2, 4, False), (0, 4, True), (2, 4, False)]
+    assert [s[:3] for s in seen] == [(0, 4, True), (2, 4, True), (0, 4, True), (2, 4, True)]
     assert seen[0][3] == seen[2][3] != seen[1][3]
     seen.clear()
     simulate(tiny_config(), out=tmp_path / "on")
