@@ -19,10 +19,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
+STOP_SECONDS = 10.0
 CONNECTION = "wardround"
 PROGRESS = re.compile(r"^\S+\s+\d+/\d+  ")
 
@@ -106,15 +108,22 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
-    """End the process and all that it started: it leads a process group of its own."""
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    """End the process and all that it started, also what left its process group (Flower's and Ray's own helpers)."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        family = psutil.Process(process.pid).children(recursive=True)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
+            process.wait(timeout=STOP_SECONDS)
             break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # whoever of the group outlived its leader
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        family = psutil.wait_procs(family, timeout=STOP_SECONDS / 2)[1]
+        for left in family:
+            with contextlib.suppress(psutil.Error):
+                end(left)
+    psutil.wait_procs(family, timeout=STOP_SECONDS)
 
 
 def _program(name: str) -> str:

@@ -127,6 +127,7 @@ def test_ctrl_c_prints_the_command_that_resumes(tiny_config: Callable[..., Path]
     config = tiny_config()
     code = (
         "import os, signal, simulation.run as r, server.rounds as s\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it\n"
         "honest = s.train\n"
         "def train(*a, **k):\n    os.kill(os.getpid(), signal.SIGINT)\n    return honest(*a, **k)\n"
         "train.__name__ = 'train'\ns.train = train\n"

@@ -33,24 +33,28 @@ def labelled(folder: Path) -> dict[str, list[str]]:
     return cases
 
 
-def left_running() -> list[str]:
-    """Command lines of processes that have the private FLWR_HOME of a cluster run in their environment."""
+def left_running(mark: str) -> list[str]:
+    """Command lines of processes that inherited `WARDROUND_TEST=mark`: those that one test started, and no other run's."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "wardround-flwr-" in process.environ().get("FLWR_HOME", "") and process.status() != psutil.STATUS_ZOMBIE:
+            ours = process.pid != os.getpid() and process.environ().get("WARDROUND_TEST") == mark
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline()))
     return found
 
 
 def test_what_runs_on_a_cluster_would_be_seen() -> None:
-    environment = {**os.environ, "FLWR_HOME": "/tmp/wardround-flwr-probe"}
+    environment = {**os.environ, "WARDROUND_TEST": "probe"}
     with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE) as process:
-        assert left_running()
+        assert left_running("probe")
         process.kill()
 
 
-def test_inline_and_cluster_label_the_same_cases(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_inline_and_cluster_label_the_same_cases(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARDROUND_TEST", str(tmp_path))
     config = tiny_config()
     options = ['query.strategy="random"', "sam.enabled=true"]
     inline = simulate(config, options, out=tmp_path / "inline")
@@ -60,7 +64,7 @@ def test_inline_and_cluster_label_the_same_cases(tiny_config: Callable[..., Path
     assert one == pytest.approx(other, abs=0.02)
     assert [e["event"] for e in events(inline)] == [e["event"] for e in events(clustered)]
     assert events(clustered)[0]["engine"] == "cluster"
-    assert not left_running(), "the SuperLink and all it started have ended"
+    assert not left_running(str(tmp_path)), "the SuperLink and all it started have ended"
 
 
 def test_a_run_that_fails_on_the_cluster_names_its_log(tmp_path: Path) -> None:
