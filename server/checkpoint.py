@@ -32,6 +32,7 @@ class State:
         unlabelled: pool size by site, None where withheld.
         labelled: labels by site, None where withheld.
         grants: what each site may ask for in the cycle at hand.
+        owed: requests that a site gave no answer to, cycle (as text) to cases; repeated when the site answers again.
         best_dice, best_cycle: best validation Dice and its cycle; None before the first assessment that shares it.
         last: numbers of the last assessment, for the end of the record.
         seconds: time spent on the steps so far, by all processes that ran them.
@@ -43,6 +44,7 @@ class State:
     unlabelled: Mapping[str, int | None] = field(default_factory=dict)
     labelled: Mapping[str, int | None] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
+    owed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     best_dice: float | None = None
     best_cycle: int | None = None
     last: Mapping[str, float | None] = field(default_factory=dict)
@@ -134,5 +136,3 @@ class Ledger:
 def save_weights(path: Path, weights: Weights) -> None:
     """Global weights as safetensors, names as in the network's `state_dict`; atomic."""
     write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}))
-
-

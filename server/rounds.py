@@ -7,7 +7,7 @@ after it, so that a run killed anywhere goes on where it was. A step that meets 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,24 +90,63 @@ def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State
         if poll and settings.poll_seconds:
             time.sleep(settings.poll_seconds)
         state = replace(state, tick=state.tick + 1)
-        requests = {name: wire.Request(cycle=cycle, tick=state.tick, grant=state.grants[name]) for name in waiting}
         problems = Problems()
-        for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
-            numbers = vars(answer.record) | answer.traffic
-            before = told.get(answer.site, {})
-            for key in ("bytes_up", "bytes_down", "seconds"):
-                numbers[key] = _added(before.get(key, 0), numbers[key])
-            told[answer.site] = {key: value for key, value in numbers.items() if key != "name"}
+        _ask_for_labels(federation, state, {name: state.grants[name] for name in waiting}, told, problems, cycle=cycle)
         waiting = [name for name in waiting if name not in told or told[name]["outstanding"]]
         if not waiting or (_quorum(told, settings.quorum) and not problems.late):
             break
-    state = replace(
+    missed = {name: {**state.owed.get(name, {}), str(cycle): state.grants[name]} for name in waiting if name not in told}
+    state = replace(_with_counts(state, told), owed={**state.owed, **missed})
+    line = event("annotate", cycle=cycle, sites=dict(sorted(told.items())), labels_total=state.labels_total)
+    return state, [line, *problems.events("annotate", cycle=cycle, round=0)]
+
+
+def _catch_up(federation: Federation, state: State, back: list[str], *, round: int) -> tuple[State, list[Event]]:
+    """Repeat the requests that sites missed, now that they answer again; who had done one answers from its disk."""
+    events: list[Event] = []
+    for cycle in sorted({int(cycle) for name in back for cycle in state.owed[name]}):
+        grants = {name: state.owed[name][str(cycle)] for name in back if str(cycle) in state.owed[name]}
+        state = replace(state, tick=state.tick + 1)
+        told: dict[str, dict[str, Any]] = {}
+        problems = Problems()
+        _ask_for_labels(federation, state, grants, told, problems, cycle=cycle)
+        owed = {
+            name: {c: n for c, n in cycles.items() if name not in told or c != str(cycle)} for name, cycles in state.owed.items()
+        }
+        state = replace(_with_counts(state, told), owed={name: cycles for name, cycles in owed.items() if cycles})
+        if told:
+            sites = dict(sorted(told.items()))
+            events.append(event("annotate", cycle=cycle, round=round, sites=sites, labels_total=state.labels_total))
+        events += problems.events("annotate", cycle=cycle, round=round)
+    return state, events
+
+
+def _ask_for_labels(
+    federation: Federation,
+    state: State,
+    grants: Mapping[str, int],
+    told: dict[str, dict[str, Any]],
+    problems: Problems,
+    *,
+    cycle: int,
+) -> None:
+    """Put the grants of a cycle to their sites, or poll for their labels; what they tell is added to `told`."""
+    requests = {name: wire.Request(cycle=cycle, tick=state.tick, grant=cases) for name, cases in grants.items()}
+    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
+        numbers = vars(answer.record) | answer.traffic
+        before = told.get(answer.site, {})
+        for key in ("bytes_up", "bytes_down", "seconds"):
+            numbers[key] = _added(before.get(key, 0), numbers[key])
+        told[answer.site] = {key: value for key, value in numbers.items() if key != "name"}
+
+
+def _with_counts(state: State, told: Mapping[str, Mapping[str, Any]]) -> State:
+    """The state with what sites told of their labels and pools."""
+    return replace(
         state,
         labelled={**state.labelled, **{name: numbers["labelled"] for name, numbers in told.items()}},
         unlabelled={**state.unlabelled, **{name: numbers["unlabelled"] for name, numbers in told.items()}},
     )
-    line = event("annotate", cycle=cycle, sites=dict(sorted(told.items())), labels_total=state.labels_total)
-    return state, [line, *problems.events("annotate", cycle=cycle, round=0)]
 
 
 def train(federation: Federation, state: State, *, cycle: int, round: int) -> tuple[State, list[Event]]:
@@ -163,7 +202,9 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
     )
     state = replace(state, weights=weights, momenta=momenta, labelled={**state.labelled, **labelled})
     line = event("train", cycle=cycle, round=round, sites=dict(sorted(told.items())), labels_total=state.labels_total)
-    return state, [line, *problems.events("train", cycle=cycle, round=round)]
+    back = sorted(name for name in state.owed if name in federation.sites.names and name not in problems.late)
+    state, caught_up = _catch_up(federation, state, back, round=round)
+    return state, [line, *problems.events("train", cycle=cycle, round=round), *caught_up]
 
 
 def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:

@@ -180,6 +180,28 @@ def test_a_late_site_does_not_block_the_others(
     assert events(folder)[-1]["event"] == "end"
 
 
+def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away at the cold start, a site has nothing to train on; its grant is not lost, and it takes part a round later."""
+    honest: Callable[..., Any] = vars(client_app)["carry_out"]
+    away = {"south": 1}
+
+    def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
+        if away.pop(site.name, 0):
+            raise RuntimeError("the database is being moved")
+        return honest(site, *args, **kwargs)
+
+    monkeypatch.setattr("client.app.carry_out", carry_out)
+    folder = simulate(tiny_config(cycles=1, rounds_per_cycle=3), ["federation.deadline_polls=1"], out=tmp_path / "run")
+    trained = [sorted(event["sites"]) for event in events(folder) if event["event"] == "train"]
+    assert trained == [["north", "west"], list(SITES), list(SITES)]
+    later = [event for event in events(folder) if event["event"] == "annotate" and event["round"] == 1]
+    assert [(event["cycle"], sorted(event["sites"])) for event in later] == [(0, ["south"])]
+    assert later[0]["sites"]["south"]["received"] == 2, "the cold start's grant, no more and no less"
+    assert [event["labels_total"] for event in events(folder) if event["event"] == "assess"] == [6]
+
+
 def test_with_too_few_sites_the_run_stops_with_the_reasons(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
