@@ -62,9 +62,9 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         if not site.store.counts().get("labelled"):
             raise SiteFault("nothing-labelled", f"{site.name} has no label yet: it sits out this round")
         mine = models is not None and models.run == request.run and not (request.fresh and models.cycle != request.cycle)
-        teacher = models.teacher if models is not None and mine else None
+        helpers = models.helpers if models is not None and mine else {}
         when = When(request.cycle, request.round, request.step, request.total_steps)
-        done = train(site, plan, when, weights, teacher=teacher)
+        done = train(site, plan, when, weights, helpers=helpers)
         numbers = {
             "labelled": done.labelled,
             "labels_trained": done.labelled,
@@ -72,7 +72,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "seconds": done.seconds,
             "losses": done.losses,
         }
-        models = LocalModels(request.run, request.cycle, request.round, done.student, done.teacher, numbers)
+        models = LocalModels(request.run, request.cycle, request.round, done.student, done.helpers, numbers)
         save_models(path, models)
     update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
     return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))

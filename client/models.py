@@ -1,4 +1,4 @@
-"""This site's weights between messages: the student after the last round and the EMA teacher, in one file.
+"""This site's weights between messages: the student after the last round and its helpers, in one file.
 
 One file per workspace, replaced atomically, that says which run, cycle and round it belongs to. So a repeated `train`
 message is answered from it, and a kill in the middle of a round leaves the weights of the round before.
@@ -21,13 +21,17 @@ from configs.files import write_bytes
 
 @dataclass(frozen=True)
 class LocalModels:
-    """Student and teacher after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried."""
+    """Student and helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
+
+    `helpers` are the state dicts of the framework's other networks (an EMA teacher, a peer) by name, which is a plain
+    word other than "student".
+    """
 
     run: str
     cycle: int
     round: int
     student: dict[str, Tensor]
-    teacher: dict[str, Tensor] | None
+    helpers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     reply: Mapping[str, Any] = field(default_factory=dict)
 
     def is_of(self, *, run: str, cycle: int, round: int) -> bool:
@@ -36,8 +40,12 @@ class LocalModels:
 
 def save_models(path: Path, models: LocalModels) -> None:
     """Write atomically, as safetensors."""
-    tensors = {f"student.{name}": tensor.detach().cpu().contiguous() for name, tensor in models.student.items()}
-    tensors |= {f"teacher.{name}": tensor.detach().cpu().contiguous() for name, tensor in (models.teacher or {}).items()}
+    networks = {**models.helpers, "student": models.student}
+    tensors = {
+        f"{network}.{name}": tensor.detach().cpu().contiguous()
+        for network, state in networks.items()
+        for name, tensor in state.items()
+    }
     about = {"run": models.run, "cycle": models.cycle, "round": models.round, "reply": dict(models.reply)}
     write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
 
@@ -52,15 +60,15 @@ def load_models(path: Path) -> LocalModels | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
-    parts: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
+    networks: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
+        network, _, rest = name.partition(".")
+        networks.setdefault(network, {})[rest] = tensor
     return LocalModels(
         run=about["run"],
         cycle=about["cycle"],
         round=about["round"],
-        student=parts["student"],
-        teacher=parts["teacher"] or None,
+        student=networks.pop("student"),
+        helpers=networks,
         reply=about["reply"],
     )

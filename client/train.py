@@ -2,14 +2,15 @@
 
     loss = supervised + λ(t)·consistency + μ·λ(T − t)·SAM + ½·mu_prox·‖w − w_global‖²
 
-Time t counts the local steps since the start of the run and comes with the message, so no ramp starts again at a round.
-The optimiser is new in every round; the student's update crosses, the EMA teacher stays here.
+where λ(t) is λmax for a framework without ramp. Time t counts the local steps since the start of the run and comes with
+the message, so no ramp starts again at a round. The optimiser is new in every round; the student's update crosses, the
+helpers (EMA teacher, peer) stay here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,20 +22,22 @@ from client.sam_teacher import SamTeacher
 from client.site import Site, Slices
 from strategies.randomness import derive, numpy_rng, torch_generator
 from strategies.records import Case, Weights
-from strategies.semi import FRAMEWORKS, Batch, Framework
+from strategies.semi import FRAMEWORKS, Batch, Framework, Time
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
 from strategies.semi.losses import IGNORE
 from strategies.semi.mean_teacher import make_teacher, update_teacher
 from strategies.semi.ramps import ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss
 
+State = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round leaves: the student and the teacher (on the CPU), mean losses by term, and what it learned from."""
+    """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from."""
 
-    student: dict[str, Tensor]
-    teacher: dict[str, Tensor] | None
+    student: State
+    helpers: dict[str, State]
     losses: dict[str, float]
     labelled: int
     unlabelled: int
@@ -51,8 +54,8 @@ class When:
     total_steps: int
 
 
-def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict[str, Tensor] | None) -> Trained:
-    """Train a round from the global `weights`; `teacher` is the site's own from the round before, or None at the start.
+def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapping[str, Mapping[str, Tensor]]) -> Trained:
+    """Train a round from the global `weights`; `helpers` are the site's own from the round before, none at the start.
 
     Raises:
         FloatingPointError: the loss or the weights are no longer finite.
@@ -63,17 +66,21 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
     labelled = site.store.cases("labelled")
     unlabelled = site.store.cases("unlabelled", "requested")
     student = load_weights(network_for(plan), weights).to(site.device).train()
-    average = _teacher(student, teacher) if framework.uses_teacher else None
+    networks = _helpers(framework, plan, student, helpers)
+    averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
+    peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, framework, labelled, unlabelled)
     sam = SamTeacher(site, plan) if _uses_sam(plan, framework, unlabelled) else None
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
-    optimiser = torch.optim.AdamW(student.parameters(), plan.train.learning_rate, weight_decay=plan.train.weight_decay)
+    learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
+    optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)
     totals: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, when.cycle, when.round, "dropout"))
         for index, (batch, cases) in enumerate(draw.batches()):
             step = when.step + index
-            outcome = framework.terms(batch, student, average, generator=draw.generator)
+            now = _time(plan, step, when.total_steps)
+            outcome = framework.terms(batch, student, networks, time=now, generator=draw.generator)
             terms = dict(outcome.losses)
             if sam is not None and index % plan.sam.every == 0:
                 assert outcome.teacher_probs is not None
@@ -84,11 +91,11 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
                 terms["sam"] = sam_loss(outcome.logits_unlabelled, target)
             if anchor:
                 terms["proximal"] = _distance(student, anchor)
-            total = _weighted(terms, plan, step, when.total_steps)
+            total = _weighted(terms, framework, plan, step, when.total_steps)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
-            if average is not None:
+            for average in averages:
                 update_teacher(average, student, step)
             for name, term in {**terms, "total": total}.items():
                 totals.setdefault(name, []).append(term.detach())
@@ -98,7 +105,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
             raise FloatingPointError(f"the {name} loss became {mean} in cycle {when.cycle}, round {when.round}")
     return Trained(
         student=_state(student),
-        teacher=None if average is None else _state(average),
+        helpers={name: _state(network) for name, network in networks.items()},
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
@@ -106,12 +113,21 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, teacher: dict
     )
 
 
-def _weighted(terms: dict[str, Tensor], plan: Plan, step: int, total_steps: int) -> Tensor:
+def _ramp_length(plan: Plan, total_steps: int) -> float:
+    return max(1.0, plan.train.ramp_fraction * total_steps)
+
+
+def _time(plan: Plan, step: int, total_steps: int) -> Time:
+    """Where `step` is in the run, as frameworks see it."""
+    return Time(progress=min(1.0, step / total_steps), ramp=ramp_up(step, length=_ramp_length(plan, total_steps)))
+
+
+def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: int, total_steps: int) -> Tensor:
     """The total loss at time `step`."""
-    length = max(1.0, plan.train.ramp_fraction * total_steps)
+    length, peak = _ramp_length(plan, total_steps), plan.train.consistency_weight
     factors = {
         "supervised": 1.0,
-        "consistency": ramp_up(step, length=length, peak=plan.train.consistency_weight),
+        "consistency": ramp_up(step, length=length, peak=peak) if framework.ramped else peak,
         "sam": plan.sam.weight * ramp_down(step, total=total_steps, length=length),
         "proximal": plan.train.proximal_mu / 2,
     }
@@ -119,14 +135,21 @@ def _weighted(terms: dict[str, Tensor], plan: Plan, step: int, total_steps: int)
 
 
 def _uses_sam(plan: Plan, framework: Framework, unlabelled: Sequence[Case]) -> bool:
-    return plan.sam.enabled and plan.sam.weight > 0 and framework.uses_teacher and bool(unlabelled)
+    return plan.sam.enabled and plan.sam.weight > 0 and framework.uses_unlabelled and bool(unlabelled)
 
 
-def _teacher(student: nn.Module, state: dict[str, Tensor] | None) -> nn.Module:
-    teacher = make_teacher(student)
-    if state is not None:
-        teacher.load_state_dict(state)
-    return teacher
+def _helpers(
+    framework: Framework, plan: Plan, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, nn.Module]:
+    """The framework's networks beside the student, as the round before left them, or new."""
+    device = next(student.parameters()).device
+    networks = {}
+    for name, kind in framework.helpers.items():
+        network = make_teacher(student) if kind == "average" else network_for(plan, purpose=name).to(device).train()
+        if name in states:
+            network.load_state_dict(states[name])
+        networks[name] = network
+    return networks
 
 
 def _distance(student: nn.Module, anchor: Sequence[Tensor]) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from strategies.semi import mean_teacher, supervised
-from strategies.semi.batch import Batch, Framework, Outcome
+from strategies.semi.batch import Batch, Framework, Outcome, Time
 
-__all__ = ["FRAMEWORKS", "Batch", "Framework", "Outcome"]
+__all__ = ["FRAMEWORKS", "Batch", "Framework", "Outcome", "Time"]
 
 FRAMEWORKS: dict[str, Framework] = {
-    "supervised": Framework(terms=supervised.terms, uses_teacher=False, uses_unlabelled=False),
-    "mean_teacher": Framework(terms=mean_teacher.terms, uses_teacher=True, uses_unlabelled=True),
+    "supervised": Framework(supervised.terms, uses_unlabelled=False),
+    "mean_teacher": Framework(mean_teacher.terms, helpers={"teacher": "average"}),
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,12 @@ class Outcome:
 
     Attributes:
         losses: scalar terms by name, not weighted: "supervised" always, "consistency" where there is something to be
-            consistent with. The caller weights them by their ramps.
-        logits_unlabelled: (Bu, C + 1, H, W), the student's answer in the frame of its own view, with its graph: further
-            targets (SAM) need no second forward pass.
-        teacher_probs: (Bu, C + 1, H, W), the teacher's probabilities in the original frame, without graph.
+            consistent with. The caller weights them.
+        logits_unlabelled: (Bu, C + 1, H, W), the student's answer in the frame of `Batch.warp`, with its graph: further
+            targets (SAM), made in the original frame and warped, need no second forward pass. None without unlabelled
+            images, or where they are not looked at.
+        teacher_probs: (Bu, C + 1, H, W), the framework's best guess in the original frame, without graph: SAM's prompts
+            are made from it. None where `logits_unlabelled` is.
     """
 
     losses: Mapping[str, Tensor]
@@ -71,12 +73,47 @@ class Outcome:
     teacher_probs: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Time:
+    """Where in the run a step is.
+
+    Attributes:
+        progress: share of the run's steps that were taken before it, from 0 to 1.
+        ramp: λ(t)/λmax, above 0 and at most 1.
+    """
+
+    progress: float
+    ramp: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.progress <= 1.0 or not 0.0 < self.ramp <= 1.0:
+            raise ValueError(f"progress is a share of the run and ramp a share of its peak, not {self}")
+
+
 class Terms(Protocol):
-    """The loss terms of a framework. `generator` is the only randomness; it may live on the CPU for images on a GPU."""
+    """The loss terms of a framework. `helpers` are the networks that `Framework.helpers` asks for, by name.
+
+    `generator` is the only randomness of its own (dropout in a network draws from torch's); it may live on the CPU for
+    images on a GPU.
+    """
 
     def __call__(
-        self, batch: Batch, student: nn.Module, teacher: nn.Module | None, *, generator: torch.Generator
+        self,
+        batch: Batch,
+        student: nn.Module,
+        helpers: Mapping[str, nn.Module],
+        *,
+        time: Time,
+        generator: torch.Generator,
     ) -> Outcome: ...
+
+
+Helper = Literal["average", "peer"]
+"""How the caller keeps a network beside the student. Either stays at the site from round to round.
+
+average: the student's moving average (`mean_teacher.make_teacher`, `update_teacher` after every step); no gradients.
+peer: as the student, of other initial weights; trained by the gradient of the same losses.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,10 +122,15 @@ class Framework:
 
     Attributes:
         terms: its loss terms.
-        uses_teacher: whether `terms` needs an EMA teacher, which the caller keeps and updates after each step.
+        helpers: the networks that `terms` needs beside the student, and how the caller keeps each.
         uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
+        ramped: whether the weight of "consistency" follows the ramp λ(t); otherwise it is λmax from the first step on.
+        mixes_patients: whether an image's loss depends on other images of the batch (CutMix, copy-paste), so that no
+            gradient is one patient's alone; nothing for training with differential privacy.
     """
 
     terms: Terms
-    uses_teacher: bool
-    uses_unlabelled: bool
+    helpers: Mapping[str, Helper] = field(default_factory=dict)
+    uses_unlabelled: bool = True
+    ramped: bool = True
+    mixes_patients: bool = False

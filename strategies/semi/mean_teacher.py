@@ -10,37 +10,34 @@ count.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from strategies.semi import losses
-from strategies.semi.batch import Batch, Outcome
+from strategies.semi.batch import Batch, Outcome, Time
 from strategies.semi.ramps import ema_decay
 
 NOISE_STD = 0.1
 NOISE_CLIP = 0.2
 
 
-def terms(batch: Batch, student: nn.Module, teacher: nn.Module | None, *, generator: torch.Generator) -> Outcome:
+def terms(
+    batch: Batch, student: nn.Module, helpers: Mapping[str, nn.Module], *, time: Time, generator: torch.Generator
+) -> Outcome:
     """The supervised loss of the labelled images and the consistency of the unlabelled ones.
 
     One forward pass of the student over both: its normalisation looks at one image at a time, so this is the same as
     two.
-
-    Raises:
-        ValueError: without a teacher, when there are unlabelled images.
     """
     view = batch.student_view()
     if view is None or batch.unlabelled is None:
         return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
-    if teacher is None:
-        raise ValueError("mean_teacher needs a teacher: make one with make_teacher(student) and keep it between rounds")
-
     logits = student(torch.cat([batch.images, view]))
     labelled, unlabelled = logits.split([len(batch.images), len(view)])
     with torch.no_grad():
-        probs = teacher(batch.unlabelled + noise_like(batch.unlabelled, generator=generator)).softmax(dim=1)
+        probs = helpers["teacher"](batch.unlabelled + noise_like(batch.unlabelled, generator=generator)).softmax(dim=1)
         target = probs if batch.warp is None else batch.warp.probs(probs)
     valid = None if batch.warp is None else batch.warp.valid
     return Outcome(

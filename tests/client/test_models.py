@@ -16,22 +16,23 @@ def some(**changes: object) -> LocalModels:
         "cycle": 2,
         "round": 3,
         "student": {"a.weight": torch.arange(6.0).reshape(2, 3)},
-        "teacher": {"a.weight": torch.ones(2, 3)},
+        "helpers": {"teacher": {"a.weight": torch.ones(2, 3)}},
         "reply": {"labelled": 4, "losses": {"total": 0.5}},
     }
     return LocalModels(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("teacher", [None, {"a.weight": torch.ones(2, 3)}])
-def test_what_is_saved_comes_back(tmp_path: Path, teacher: dict[str, torch.Tensor] | None) -> None:
-    save_models(tmp_path / "m", some(teacher=teacher))
+@pytest.mark.parametrize("names", [(), ("teacher",), ("peer", "teacher")])
+def test_what_is_saved_comes_back(tmp_path: Path, names: tuple[str, ...]) -> None:
+    helpers = {name: {"a.weight": torch.full((2, 3), float(len(name))), "b": torch.zeros(1)} for name in names}
+    save_models(tmp_path / "m", some(helpers=helpers))
     back = load_models(tmp_path / "m")
     assert back is not None
     assert back.is_of(run="r", cycle=2, round=3)
     assert not back.is_of(run="r", cycle=2, round=4)
     assert not back.is_of(run="s", cycle=2, round=3)
     torch.testing.assert_close(back.student, some().student)
-    assert (back.teacher is None) == (teacher is None)
+    torch.testing.assert_close(back.helpers, helpers)
     assert back.reply == some().reply
 
 

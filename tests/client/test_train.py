@@ -51,34 +51,33 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, sam: str) -> None:
     """The leak test: noise in place of every hidden label that was not bought leaves the round bit-identical."""
     site, plan, weights = joined(f"sam.enabled={sam}", "sam.min_iou=0.0", "sam.min_agreement=0.0")
-    before = train(site, plan, NOW, weights, teacher=None)
+    before = train(site, plan, NOW, weights, helpers={})
     rng = np.random.default_rng(1)
     for path in (site.workspace / "hidden").glob("*.npz"):
         with np.load(path) as file:
             shape = file["mask"].shape
         np.savez(path, mask=rng.integers(0, 3, shape).astype(np.uint8))
-    after = train(site, plan, NOW, weights, teacher=None)
+    after = train(site, plan, NOW, weights, helpers={})
     assert same(before.student, after.student)
-    assert before.teacher is not None
-    assert after.teacher is not None
-    assert same(before.teacher, after.teacher)
+    assert before.helpers.keys() == after.helpers.keys()
+    assert all(same(before.helpers[name], after.helpers[name]) for name in before.helpers)
     assert before.losses == after.losses
 
 
 def test_a_label_that_was_bought_does_matter(joined: Make) -> None:
     """The counterpart, without which the leak test could not fail."""
     site, plan, weights = joined()
-    before = train(site, plan, NOW, weights, teacher=None)
+    before = train(site, plan, NOW, weights, helpers={})
     more, _, _ = joined("experts.boundary_px=6.0", name="other")
-    after = train(more, plan, NOW, weights, teacher=None)
+    after = train(more, plan, NOW, weights, helpers={})
     assert not same(before.student, after.student)
 
 
 def test_rounds_repeat_and_differ_from_each_other(joined: Make) -> None:
     site, plan, weights = joined()
-    first = train(site, plan, NOW, weights, teacher=None)
-    again = train(site, plan, NOW, weights, teacher=None)
-    other = train(site, plan, When(1, 2, 2, 8), weights, teacher=None)
+    first = train(site, plan, NOW, weights, helpers={})
+    again = train(site, plan, NOW, weights, helpers={})
+    other = train(site, plan, When(1, 2, 2, 8), weights, helpers={})
     assert same(first.student, again.student)
     assert not same(first.student, other.student)
 
@@ -87,9 +86,8 @@ def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
     site, plan, weights = joined()
     late = When(1, 2, 50, 100)  # by then the teacher keeps 98 % of itself
     teacher = {name: torch.full_like(torch.from_numpy(value), 3.0) for name, value in weights.items()}
-    after = train(site, plan, late, weights, teacher=teacher)
-    assert after.teacher is not None
-    for name, value in after.teacher.items():
+    after = train(site, plan, late, weights, helpers={"teacher": teacher})
+    for name, value in after.helpers["teacher"].items():
         kept = (50 / 51) * (51 / 52)
         assert torch.all((value - 3.0 * kept).abs() < 1.0), name
 
@@ -97,26 +95,26 @@ def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
 def test_sam_takes_part_and_its_term_has_a_gradient(joined: Make) -> None:
     overrides = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.weight=5.0")
     site, plan, weights = joined(*overrides)
-    with_sam = train(site, plan, NOW, weights, teacher=None)
+    with_sam = train(site, plan, NOW, weights, helpers={})
     assert with_sam.losses["sam"] > 0
     without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
-    plain = train(site, without, NOW, weights, teacher=None)
+    plain = train(site, without, NOW, weights, helpers={})
     assert "sam" not in plain.losses
     assert not same(with_sam.student, plain.student)
 
 
 def test_supervised_uses_no_unlabelled_image(joined: Make) -> None:
     site, plan, weights = joined('train.framework="supervised"')
-    done = train(site, plan, NOW, weights, teacher=None)
+    done = train(site, plan, NOW, weights, helpers={})
     assert set(done.losses) == {"supervised", "total"}
-    assert done.teacher is None
+    assert done.helpers == {}
 
 
 def test_the_proximal_term_holds_the_weights_back(joined: Make) -> None:
     moved = {}
     for mu in (0.0, 1000.0):
         site, plan, weights = joined(f"train.proximal_mu={mu}", 'train.framework="supervised"', name=f"mu{mu}")
-        done = train(site, plan, NOW, weights, teacher=None)
+        done = train(site, plan, NOW, weights, helpers={})
         moved[mu] = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
     assert moved[1000.0] < moved[0.0]
 
@@ -126,19 +124,19 @@ def test_weights_that_diverge_are_told_not_sent(joined: Make) -> None:
     name = next(iter(weights))
     weights[name] = np.full_like(weights[name], np.nan)
     with pytest.raises(FloatingPointError, match="cycle 1, round 1"):
-        train(site, plan, NOW, weights, teacher=None)
+        train(site, plan, NOW, weights, helpers={})
 
 
 def test_weights_of_another_network_are_refused(joined: Make) -> None:
     site, plan, weights = joined()
     weights.popitem()
     with pytest.raises(SiteFault, match="do not fit"):
-        train(site, plan, NOW, weights, teacher=None)
+        train(site, plan, NOW, weights, helpers={})
 
 
 def test_training_learns(joined: Make) -> None:
     site, plan, weights = joined("train.local_steps=30", 'train.framework="supervised"', labels=6)
-    first = train(site, plan, NOW, weights, teacher=None)
+    first = train(site, plan, NOW, weights, helpers={})
     then = {name: value.numpy() for name, value in first.student.items()}
-    second = train(site, plan, When(1, 2, 30, 60), then, teacher=None)
+    second = train(site, plan, When(1, 2, 30, 60), then, helpers={})
     assert second.losses["supervised"] < 0.8 * first.losses["supervised"]

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from strategies.networks import build_network
-from strategies.semi import FRAMEWORKS, Batch
+from strategies.semi import FRAMEWORKS, Batch, Framework, Outcome, Time
 from strategies.semi.augment import draw_intensity, draw_warp
 from strategies.semi.mean_teacher import make_teacher
 
@@ -27,13 +28,17 @@ def make_batch(*, unlabelled: bool) -> Batch:
     return Batch(images, labels, pool, warp, draw_intensity(pool.shape, generator=drawn))
 
 
+def run(framework: Framework, batch: Batch, student: nn.Module) -> Outcome:
+    helpers = {name: make_teacher(student) for name in framework.helpers}
+    return framework.terms(batch, student, helpers, time=Time(progress=0.5, ramp=0.5), generator=generator())
+
+
 @pytest.mark.parametrize("name", FRAMEWORKS)
 @pytest.mark.parametrize("unlabelled", [True, False])
 def test_every_framework_learns_with_and_without_unlabelled_images(name: str, unlabelled: bool) -> None:
     framework = FRAMEWORKS[name]
     student = build_network("unet_tiny", in_channels=1, classes=2, norm="instance", dropout=0.0, seed=0)
-    teacher = make_teacher(student) if framework.uses_teacher else None
-    outcome = framework.terms(make_batch(unlabelled=unlabelled), student, teacher, generator=generator())
+    outcome = run(framework, make_batch(unlabelled=unlabelled), student)
     assert "supervised" in outcome.losses
     assert set(outcome.losses) <= {"supervised", "consistency"}
     assert ("consistency" in outcome.losses) == (framework.uses_unlabelled and unlabelled)
@@ -50,7 +55,7 @@ def test_a_framework_that_uses_no_unlabelled_images_does_not_look_at_them(name: 
     batch = make_batch(unlabelled=True)
     assert batch.unlabelled is not None
     broken = dataclasses.replace(batch, unlabelled=torch.full_like(batch.unlabelled, float("nan")))
-    first, second = (FRAMEWORKS[name].terms(b, student, None, generator=generator()).losses for b in (batch, broken))
+    first, second = (run(FRAMEWORKS[name], b, student).losses for b in (batch, broken))
     assert torch.equal(first["supervised"], second["supervised"])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from strategies.networks import build_network
 from strategies.semi import losses, mean_teacher
 from strategies.semi.augment import draw_intensity, draw_warp
-from strategies.semi.batch import Batch, Outcome
+from strategies.semi.batch import Batch, Outcome, Time
 from strategies.semi.ramps import ema_decay
 
 
@@ -49,7 +49,8 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def run(batch: Batch, student: nn.Module, teacher: nn.Module | None, *, seed: int = 3) -> Outcome:
-    return mean_teacher.terms(batch, student, teacher, generator=generator(seed))
+    helpers = {} if teacher is None else {"teacher": teacher}
+    return mean_teacher.terms(batch, student, helpers, time=Time(progress=0.5, ramp=1.0), generator=generator(seed))
 
 
 def test_losses_equal_the_formula_with_two_forward_passes() -> None:
@@ -139,7 +140,7 @@ def test_without_unlabelled_images_it_is_supervised() -> None:
 
 
 def test_a_missing_teacher_is_named() -> None:
-    with pytest.raises(ValueError, match="make_teacher"):
+    with pytest.raises(KeyError, match="teacher"):
         run(make_batch(), network(0), None)
 
 
