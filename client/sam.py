@@ -68,7 +68,14 @@ class Sam:
 
     @torch.no_grad()
     def decode(
-        self, embeddings: Tensor, prompts: Prompts, *, size: tuple[int, int], multimask: bool = False
+        self,
+        embeddings: Tensor,
+        prompts: Prompts,
+        *,
+        size: tuple[int, int],
+        box: bool = True,
+        mask_logits: Tensor | None = None,
+        multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """One mask for each prompt, over all images of a batch at once.
 
@@ -76,6 +83,8 @@ class Sam:
             embeddings: (B, channels, rows, columns) of any float type; `prompts.image_index` points into them.
             prompts: in pixels of images of `size`.
             size: (H, W) of the images, H = W, and of the masks that come back.
+            box: whether the boxes are part of the prompt; clicks are where there are any.
+            mask_logits: (P, H, W), a coarse mask of each prompt's object to start from; None for none.
             multimask: let SAM give three masks for an ambiguous prompt and take the one that it rates best; else its
                 single mask, which is the right one for a box.
 
@@ -87,6 +96,9 @@ class Sam:
         if tuple(embeddings.shape[1:]) != self.embedding_shape:
             raise ValueError(f"embeddings of {tuple(embeddings.shape[1:])} are not this SAM's: {self.embedding_shape}")
         prompts, embeddings = prompts.to(self.device), embeddings.to(self.device)
+        clicks = prompts.points.shape[1] > 0
+        if not (box or clicks or mask_logits is not None):
+            raise ValueError("nothing is asked: a prompt needs a box, a click or a mask")
         scale = self._size.input_px / size[0]
         at_once = max(1, _CELLS_PER_BATCH // self._size.grid**2)
         logits = torch.empty(len(prompts), *size, device=self.device)
@@ -96,15 +108,22 @@ class Sam:
             masks, ratings = predict(
                 self._parts,
                 embeddings[prompts.image_index[some]].float(),
-                boxes=prompts.boxes[some] * scale,
-                points=prompts.points[some] * scale,
-                point_labels=prompts.point_labels[some],
+                boxes=prompts.boxes[some] * scale if box else None,
+                points=prompts.points[some] * scale if clicks else None,
+                point_labels=prompts.point_labels[some] if clicks else None,
+                mask_logits=None if mask_logits is None else self._coarse(mask_logits[some]),
             )
             chosen = 1 + ratings[:, 1:].argmax(1) if multimask else torch.zeros_like(prompts.image_index[some])
             masks = masks.gather(1, chosen[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
             logits[some] = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)[:, 0]
             iou[some] = ratings.gather(1, chosen[:, None])[:, 0]
         return logits, iou
+
+    def _coarse(self, mask_logits: Tensor) -> Tensor:
+        """Masks (P, H, W) at the side that the prompt encoder takes, (P, 1, 4·grid, 4·grid)."""
+        side = (4 * self._size.grid, 4 * self._size.grid)
+        fine = mask_logits.to(self.device, torch.float32)[:, None]
+        return F.interpolate(fine, size=side, mode="bilinear", antialias=True, align_corners=False)
 
 
 def load_sam(checkpoint: str, *, device: torch.device | str) -> Sam:

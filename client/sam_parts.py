@@ -153,6 +153,7 @@ def predict(
     boxes: Tensor | None,
     points: Tensor | None = None,
     point_labels: Tensor | None = None,
+    mask_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masks for prompts that each have an embedding of their own.
 
@@ -167,6 +168,7 @@ def predict(
             None.
         points: (P, N, 2) x and y in the same frame, with `point_labels` (P, N): 1 inside, 0 outside, -1 no point; or
             None.
+        mask_logits: (P, 1, 4·grid, 4·grid), coarse masks to start from; or None.
 
     Returns:
         Logits (P, 4, 4·grid, 4·grid) and predicted IoU (P, 4): the mask for an unambiguous prompt first, then the
@@ -176,7 +178,7 @@ def predict(
     count = embeddings.shape[0]
     half = 0.5  # the prompt encoder adds it: it takes coordinates of pixel centres
     clicks = None if points is None or point_labels is None else (points - half, point_labels)
-    sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=None)
+    sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=mask_logits)
 
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(count, -1, -1), sparse], dim=1)

@@ -24,12 +24,14 @@ from strategies.randomness import derive, numpy_rng, torch_generator
 from strategies.records import Case, Weights
 from strategies.semi import FRAMEWORKS, Batch, Framework, Time
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
-from strategies.semi.losses import IGNORE
 from strategies.semi.mean_teacher import make_teacher, update_teacher
 from strategies.semi.ramps import ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss
 
 State = dict[str, Tensor]
+
+TRUST_CASES = 32
+"""Labelled cases, drawn anew in every round, on which SAM shows what it adds."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,14 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, framework, labelled, unlabelled)
-    sam = SamTeacher(site, plan) if _uses_sam(plan, framework, unlabelled) else None
+    sam = None
+    if _uses_sam(plan, framework, unlabelled):  # with draws of its own: a SAM that is not trusted changes nothing at all
+        sam = SamTeacher(site, plan, generator=torch_generator(plan.seed, site.name, when.cycle, when.round, "sam"))
+    if sam is not None and plan.sam.trust:
+        chosen = numpy_rng(plan.seed, site.name, when.cycle, when.round, "trust").permutation(len(labelled))[:TRUST_CASES]
+        cases, images, labels = draw.labelled(np.sort(chosen))
+        sam.earn_trust(cases, images, labels, specialist=averages[0] if averages else student)
+        site.log.info("cycle %d, round %d: trust in SAM by class %s", when.cycle, when.round, sam.trust[1:].tolist())
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)
@@ -82,13 +91,12 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             now = _time(plan, step, when.total_steps)
             outcome = framework.terms(batch, student, networks, time=now, generator=draw.generator)
             terms = dict(outcome.losses)
-            if sam is not None and index % plan.sam.every == 0:
+            if sam is not None and sam.is_trusted and index % plan.sam.every == 0:
                 assert outcome.teacher_probs is not None
                 assert outcome.logits_unlabelled is not None
                 assert batch.unlabelled is not None
                 target = sam.target(cases, batch.unlabelled, outcome.teacher_probs)
-                target = target if batch.warp is None else batch.warp.labels(target, outside=IGNORE)
-                terms["sam"] = sam_loss(outcome.logits_unlabelled, target)
+                terms["sam"] = sam_loss(outcome.logits_unlabelled, target if batch.warp is None else target.warped(batch.warp))
             if anchor:
                 terms["proximal"] = _distance(student, anchor)
             total = _weighted(terms, framework, plan, step, when.total_steps)
@@ -181,14 +189,18 @@ class _Draw:
         self._unlabelled = unlabelled if framework.uses_unlabelled else []
         self._masks = self.slices.labels(labelled)
 
+    def labelled(self, rows: np.ndarray) -> tuple[list[Case], Tensor, Tensor]:
+        """The labelled cases of some rows, their images (N, K, H, W) and labels (N, H, W) int64, not augmented."""
+        cases = [self._labelled[row] for row in rows]
+        return cases, self.slices.take(cases).to(self._device), self._masks[torch.from_numpy(rows)].to(self._device, torch.int64)
+
     def batches(self) -> Iterator[tuple[Batch, list[Case]]]:
         """`local_steps` batches, each with the unlabelled cases in it."""
         train = self._plan.train
         of_labelled = _passes(len(self._labelled), train.batch_labelled, train.local_steps, self._rng)
         of_unlabelled = _passes(len(self._unlabelled), train.batch_unlabelled, train.local_steps, self._rng)
         for rows, others in zip(of_labelled, of_unlabelled, strict=True):
-            images = self.slices.take([self._labelled[row] for row in rows]).to(self._device)
-            labels = self._masks[torch.from_numpy(rows)].to(self._device, torch.int64)
+            _, images, labels = self.labelled(rows)
             cases = [self._unlabelled[row] for row in others]
             unlabelled = self.slices.take(cases).to(self._device) if cases else None
             warp, intensity = self._view(images)

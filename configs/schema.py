@@ -110,8 +110,14 @@ class Sam(Settings):
     checkpoint: str = Field("small", description='"small" (shipped) or the path of an official checkpoint')
     weight: Annotated[float, Field(ge=0)] = Field(0.3, description="mu: weight of the SAM term before its ramp")
     every: Positive = Field(1, description="ask SAM at every n-th step only")
-    min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU")
-    min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component")
+    box: bool = Field(True, description="prompt with the box around each component of the prediction")
+    positives: Count = Field(1, description="prompt with so many clicks inside it")
+    negatives: Count = Field(2, description="prompt with so many clicks outside, where the class surely is not")
+    mask: bool = Field(False, description="prompt with the prediction itself, as a coarse mask")
+    min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU; 0 asks for none")
+    min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
+    min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
+    trust: bool = Field(True, description="let SAM count, by class, as far as it helped on the site's labelled cases")
 
 
 class Query(Settings):
@@ -221,6 +227,9 @@ class Run(Settings):
     def _faults_of_learning(self) -> Iterator[str]:
         if self.query.strategy.startswith("bald") and self.network.dropout == 0:
             yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        sam = self.sam
+        if sam.enabled and not (sam.box or sam.positives or sam.negatives or sam.mask):
+            yield "sam asks nothing: switch on one of sam.box, sam.positives, sam.negatives, sam.mask, or set sam.enabled = false"
         federation = self.federation
         if federation.server_optimiser == "adam" and federation.server_learning_rate > 0.1:
             yield (

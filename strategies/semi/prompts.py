@@ -1,8 +1,7 @@
 """From a specialist's prediction to prompts for SAM: where it believes an object lies, and nothing about what is true.
 
 For each foreground class the pixels where that class wins are split into connected components; each that is large
-enough
-becomes one prompt: a box a little larger than it, clicks deep inside it, and clicks outside it, near its border,
+enough becomes one prompt: a box a little larger than it, clicks deep inside it, and clicks outside it, near its border,
 where the specialist is sure that the class is not. No label and no ground truth come in, so none can leak out.
 
 Source: SemiSAM (Zhang et al., arXiv 2312.06316). Its released code hands the background's probability on as
@@ -12,7 +11,7 @@ foreground, so that every prompt covers the whole image; here channel 0 is backg
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -57,6 +56,46 @@ class Prompts:
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""
         return Prompts(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def jittered(prompts: Prompts, *, size: tuple[int, int], generator: torch.Generator, share: float = 0.05) -> Prompts:
+    """The same prompts moved a little: each edge of a box, and each click, by up to `share` of the box's side or 1 px.
+
+    Args:
+        size: (H, W) of the images; nothing moves beyond their border.
+        generator: the only randomness; may live on the CPU for prompts on a GPU.
+    """
+    height, width = size
+    sides = prompts.boxes[:, 2:] - prompts.boxes[:, :2]
+    reach = (share * sides).clamp(min=1.0)
+    count = 2 + prompts.points.shape[1]  # two corners and the clicks
+    drawn = torch.rand(len(prompts), count, 2, generator=generator, device=generator.device).to(reach)
+    moves = (2 * drawn - 1) * reach[:, None]
+    highest = torch.tensor([width, height], dtype=torch.float32, device=prompts.boxes.device)
+    boxes = (prompts.boxes + moves[:, :2].flatten(1)).clamp(min=0).minimum(highest.repeat(2))
+    points = (prompts.points + moves[:, 2:]).clamp(min=0).minimum(highest)
+    points = torch.where((prompts.point_labels >= 0)[..., None], points, prompts.points)
+    return replace(prompts, boxes=boxes, points=points)
+
+
+def mask_prompts(prompts: Prompts, probs: Tensor, *, margin_px: int = 8, bound: float = 8.0) -> Tensor:
+    """What the prediction says of each prompt's object, as logits (P, H, W): a coarse mask for SAM to refine.
+
+    The log odds of the class, within ± `bound`, in the prompt's box and up to `margin_px` around it; -`bound` elsewhere,
+    where other objects of the class may lie.
+
+    Args:
+        probs: (B, C+1, H, W), the prediction that the prompts were made from.
+    """
+    height, width = probs.shape[2:]
+    chosen = probs[prompts.image_index, prompts.class_index]
+    logits = torch.logit(chosen, eps=1e-6).clamp(-bound, bound)
+    x = torch.arange(width, device=probs.device) + 0.5
+    y = torch.arange(height, device=probs.device) + 0.5
+    boxes = prompts.boxes
+    columns = (x >= boxes[:, :1] - margin_px) & (x <= boxes[:, 2:3] + margin_px)
+    rows = (y >= boxes[:, 1:2] - margin_px) & (y <= boxes[:, 3:] + margin_px)
+    return torch.where(rows[:, :, None] & columns[:, None, :], logits, -bound)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The frozen SAM: batches equal single prompts through segment-anything's own decoder, and nothing leaks between items."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -47,17 +47,38 @@ def permuted(prompts: Prompts, order: list[int]) -> tuple[Prompts, Tensor]:
     return Prompts(new_index, *(getattr(chosen, field.name) for field in fields(chosen)[1:])), torch.tensor(places)
 
 
-def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small: Sam) -> None:
+KINDS = [("box", "clicks"), ("box",), ("clicks",), ("mask",), ("box", "mask"), ("box", "clicks", "mask")]
+"""What a prompt may hold."""
+
+
+def asked(kinds: tuple[str, ...], prompts: Prompts) -> tuple[Prompts, bool, Tensor | None]:
+    """Prompts with their clicks or without, whether the box counts, and a coarse mask of each component or None."""
+    count = prompts.points.shape[1] if "clicks" in kinds else 0
+    some = replace(prompts, points=prompts.points[:, :count], point_labels=prompts.point_labels[:, :count])
+    return some, "box" in kinds, torch.where(prompts.components, 4.0, -4.0) if "mask" in kinds else None
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small: Sam, kinds: tuple[str, ...]) -> None:
     images, prompts = several()
     embeddings = small.encode(images)
-    logits, iou = small.decode(embeddings, prompts, size=(128, 128))
+    prompts, box, masks = asked(kinds, prompts)
+    logits, iou = small.decode(embeddings, prompts, size=(128, 128), box=box, mask_logits=masks)
     parts = small._parts
+    side = 4 * small.embedding_shape[1]
     assert len(prompts) == 4
     for number in range(len(prompts)):
         image = images[prompts.image_index[number]][None]
         own = prompts.select(torch.tensor([number]))
         with torch.no_grad():
-            sparse, dense = parts.prompt_encoder(points=(own.points - 0.5, own.point_labels), boxes=own.boxes - 0.5, masks=None)
+            coarse = None if masks is None else masks[number][None, None]
+            if coarse is not None:
+                coarse = F.interpolate(coarse, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+            sparse, dense = parts.prompt_encoder(
+                points=(own.points - 0.5, own.point_labels) if "clicks" in kinds else None,
+                boxes=own.boxes - 0.5 if box else None,
+                masks=coarse,
+            )
             mask, rating = parts.mask_decoder(
                 image_embeddings=parts.image_encoder(to_pixels(image, small._size)),
                 image_pe=parts.prompt_encoder.get_dense_pe(),
@@ -70,12 +91,15 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
         assert torch.allclose(iou[number], rating[0, 0], atol=1e-5)
 
 
-def test_permuting_the_batch_permutes_the_result(small: Sam) -> None:
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_permuting_the_batch_permutes_the_result(small: Sam, kinds: tuple[str, ...]) -> None:
     images, prompts = several()
-    logits, iou = small.decode(small.encode(images), prompts, size=(128, 128))
+    prompts, box, masks = asked(kinds, prompts)
+    logits, iou = small.decode(small.encode(images), prompts, size=(128, 128), box=box, mask_logits=masks)
     for order in ([2, 0, 1], [1, 2, 0]):
         moved, places = permuted(prompts, order)
-        again, again_iou = small.decode(small.encode(images[order]), moved, size=(128, 128))
+        coarse = None if masks is None else masks[places]
+        again, again_iou = small.decode(small.encode(images[order]), moved, size=(128, 128), box=box, mask_logits=coarse)
         assert torch.allclose(again, logits[places], atol=1e-4)
         assert torch.allclose(again_iou, iou[places], atol=1e-5)
 
@@ -195,3 +219,23 @@ def test_embeddings_of_another_sam_and_oblong_sizes_are_refused(small: Sam) -> N
         small.decode(torch.zeros(3, 256, 64, 64), prompts, size=(128, 128))
     with pytest.raises(ValueError, match="pad"):
         small.decode(torch.zeros(3, *small.embedding_shape), prompts, size=(128, 64))
+
+
+def test_a_prompt_that_holds_nothing_is_refused(small: Sam) -> None:
+    images, prompts = several()
+    nothing, box, masks = asked((), prompts)
+    with pytest.raises(ValueError, match="nothing is asked"):
+        small.decode(small.encode(images), nothing, size=(128, 128), box=box, mask_logits=masks)
+
+
+def test_every_kind_of_prompt_matters(small: Sam) -> None:
+    """A kind that is switched off must make a difference, or the switch would be an ornament."""
+    images, prompts = several()
+    embeddings = small.encode(images)
+    answers = []
+    for kinds in KINDS:
+        some, box, masks = asked(kinds, prompts)
+        answers.append(small.decode(embeddings, some, size=(128, 128), box=box, mask_logits=masks)[0])
+    for first in range(len(answers)):
+        for second in range(first):
+            assert not torch.allclose(answers[first], answers[second], atol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import torch
 from client.annotate.worklist import carry_out, collect
 from client.faults import SiteFault
 from client.plan import Plan
+from client.sam import Sam
 from client.site import Site
 from client.train import When, train
 from configs.load import load
 from server.app import initial_weights, settings_for_sites
 from simulation.run import simulate
 from strategies.records import Weights
+from strategies.semi.prompts import Prompts
 
 NOW = When(cycle=1, round=1, step=0, total_steps=8)
 Made = tuple[Site, Plan, Weights]
@@ -47,10 +50,16 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("sam", ["false", "true"])
-def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, sam: str) -> None:
+OPEN = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
+"""SAM with an open gate: all that it says counts fully."""
+
+
+@pytest.mark.parametrize(
+    "sam", [("sam.enabled=false",), OPEN, (*OPEN, "sam.mask=true", "sam.min_stability=0.1"), (*OPEN[:3], "sam.trust=true")]
+)
+def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, sam: tuple[str, ...]) -> None:
     """The leak test: noise in place of every hidden label that was not bought leaves the round bit-identical."""
-    site, plan, weights = joined(f"sam.enabled={sam}", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    site, plan, weights = joined(*sam)
     before = train(site, plan, NOW, weights, helpers={})
     rng = np.random.default_rng(1)
     for path in (site.workspace / "hidden").glob("*.npz"):
@@ -93,14 +102,41 @@ def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
 
 
 def test_sam_takes_part_and_its_term_has_a_gradient(joined: Make) -> None:
-    overrides = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.weight=5.0")
-    site, plan, weights = joined(*overrides)
+    site, plan, weights = joined(*OPEN, "sam.weight=5.0")
     with_sam = train(site, plan, NOW, weights, helpers={})
     assert with_sam.losses["sam"] > 0
     without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
     plain = train(site, without, NOW, weights, helpers={})
     assert "sam" not in plain.losses
     assert not same(with_sam.student, plain.student)
+
+
+def test_a_sam_that_adds_nothing_to_the_labelled_cases_leaves_the_round_as_it_is_without(
+    joined: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers the box itself; the trained specialist knows better, on its labelled cases at least."""
+
+    def box_itself(self: Sam, embeddings: torch.Tensor, prompts: Prompts, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        place = torch.arange(how["size"][0]) + 0.5
+        left, top, right, bottom = prompts.boxes.unbind(1)
+        columns = (place >= left[:, None]) & (place <= right[:, None])
+        rows = (place >= top[:, None]) & (place <= bottom[:, None])
+        return torch.where(rows[:, :, None] & columns[:, None, :], 4.0, -4.0), torch.ones(len(prompts))
+
+    monkeypatch.setattr(Sam, "decode", box_itself)
+    options = ("train.local_steps=60", "sam.min_agreement=0.0")
+    site, plan, weights = joined("sam.enabled=true", *options, labels=6)
+    trained = train(site, plan, NOW, weights, helpers={})
+    then = {name: value.numpy() for name, value in trained.student.items()}
+    later = When(1, 2, 60, 120)
+    with_sam = train(site, plan, later, then, helpers=trained.helpers)
+    off = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
+    plain = train(site, off, later, then, helpers=trained.helpers)
+    assert "sam" not in with_sam.losses
+    assert same(with_sam.student, plain.student)
+    believing = plan.model_copy(update={"sam": plan.sam.model_copy(update={"trust": False})})
+    harmed = train(site, believing, later, then, helpers=trained.helpers)
+    assert not same(harmed.student, plain.student), "without trust it would have counted"
 
 
 def test_supervised_uses_no_unlabelled_image(joined: Make) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from strategies.semi.prompts import Prompts, prompts_from
+from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
 
 FIELDS = ("image_index", "class_index", "boxes", "points", "point_labels", "components")
 
@@ -166,3 +166,48 @@ def _random_probabilities(*, seed: int, images: int, classes: int, size: int) ->
     rng = np.random.default_rng(seed)
     smooth = gaussian_filter(rng.normal(size=(images, classes + 1, size, size)), sigma=(0, 0, 3, 3))
     return torch.from_numpy(smooth * 30).float().softmax(1)
+
+
+def test_jitter_moves_what_is_there_a_little_and_stays_in_the_image() -> None:
+    masks = torch.stack([disc(96, 40, 60, 14), disc(96, 12, 14, 11)])
+    prompts = prompts_from(probabilities(masks, 1), positives=2, negatives=1)
+    hidden = Prompts(**{field: getattr(prompts, field) for field in FIELDS})
+    hidden.point_labels[1, 2], hidden.points[1, 2] = -1, 0.0
+    moved = jittered(hidden, size=(96, 96), generator=torch.Generator().manual_seed(0), share=0.1)
+    sides = (hidden.boxes[:, 2:] - hidden.boxes[:, :2]).repeat(1, 2)
+    change = (moved.boxes - hidden.boxes).abs()
+    assert (change <= 0.1 * sides + 1e-4).all()
+    assert (change > 0).sum() >= 6
+    there = hidden.point_labels >= 0
+    assert (moved.points[there] != hidden.points[there]).any(1).all()
+    assert (moved.points[~there] == 0).all()
+    assert (moved.boxes >= 0).all()
+    assert (moved.boxes <= 96).all()
+    for field in ("image_index", "class_index", "point_labels", "components"):
+        assert torch.equal(getattr(moved, field), getattr(hidden, field))
+    again = jittered(hidden, size=(96, 96), generator=torch.Generator().manual_seed(0), share=0.1)
+    assert torch.equal(moved.boxes, again.boxes)
+
+
+def test_a_mask_prompt_says_what_the_prediction_says_of_its_object_and_of_nothing_else() -> None:
+    left, right = disc(64, 32, 16, 9), disc(64, 32, 48, 7)
+    probs = probabilities((left | right)[None], 1, sure=0.9)
+    prompts = prompts_from(probs, padding_px=0)
+    masks = mask_prompts(prompts, probs, margin_px=2)
+    odds = float(torch.tensor(0.9).logit())
+    for mask, mine, other in ((masks[0], left, right), (masks[1], right, left)):
+        assert torch.allclose(mask[mine], torch.tensor(odds), atol=1e-4)
+        assert (mask[other] == -8).all()
+        assert torch.equal(mask > 0, mine)
+    assert float(masks[0, 32, 16 - 9 - 2]) == pytest.approx(-odds, abs=1e-4)
+    assert float(masks[0, 32, 16 - 9 - 3]) == -8
+    certain = mask_prompts(prompts, probabilities((left | right)[None], 1, sure=1.0))
+    assert certain.abs().max() == 8
+
+
+def test_mask_prompts_take_the_class_that_was_asked_for() -> None:
+    first, second = disc(64, 20, 20, 8), disc(64, 44, 44, 8)
+    probs = probabilities((first.int() + 2 * second.int())[None], 2)
+    masks = mask_prompts(prompts_from(probs), probs)
+    assert torch.equal(masks[0] > 0, first)
+    assert torch.equal(masks[1] > 0, second)
