@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.sam_checkpoint import SamUnavailable, digest, path_of, read
-from client.sam_parts import SIZES, Parts, predict, to_pixels
+from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 from strategies.semi.prompts import Prompts
 
 __all__ = ["Sam", "SamUnavailable", "load_sam"]

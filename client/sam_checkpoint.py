@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from client.sam_parts import SIZES, recognise
+from strategies.sam_parts import SIZES, recognise
 
 SMALL = Path(__file__).with_name("weights") / "small_sam.safetensors"
 """The small SAM that comes with the code, trained on synthetic images alone."""

@@ -29,10 +29,10 @@ import torch
 from safetensors.torch import save
 from torch import Generator, Tensor
 
-from client.sam_parts import SIZES, Parts, predict, to_pixels
 from configs.files import locked, write_bytes, write_text
 from simulation.sam_lessons import Asked, ask, asks_anything, losses, sketch_loss, true_iou
 from simulation.sam_shapes import Scenes, draw
+from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 
 
 @dataclass(frozen=True)

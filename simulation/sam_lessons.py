@@ -25,7 +25,7 @@ class Asked:
     Attributes:
         image_index: (P,) int64, the scene of each prompt.
         masks: (P, S, S) float32 of 0 and 1, the object meant.
-        boxes: (P, 4); points: (P, POINTS, 2); point_labels: (P, POINTS), as `client.sam_parts.predict` takes them.
+        boxes: (P, 4); points: (P, POINTS, 2); point_labels: (P, POINTS), as `strategies.sam_parts.predict` takes them.
     """
 
     image_index: Tensor

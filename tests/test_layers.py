@@ -31,7 +31,7 @@ MAY_IMPORT = {
 DOORS = {
     "pydicom": r"client/formats/dicom\w*\.py",
     "highdicom": r"client/formats/dicom\w*\.py",
-    "segment_anything": r"client/sam\w*\.py|simulation/pretrain_sam\.py",
+    "segment_anything": r"strategies/sam_parts\.py",
     "nibabel": r"client/formats/nifti\.py",
     "PIL": r"client/formats/picture\.py|server/report\w*\.py",
     "flwr": r"(client|server)/app\.py|server/(rounds|sites)\.py|client/gate\.py|strategies/(wire|aggregate)\.py"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from client import sam as sam_module
 from client.sam import Sam, load_sam
-from client.sam_parts import predict, to_pixels
+from strategies.sam_parts import predict, to_pixels
 from strategies.semi.prompts import Prompts, prompts_from
 
 

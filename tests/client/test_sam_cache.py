@@ -10,8 +10,8 @@ from torch import Tensor
 
 from client.sam import Sam
 from client.sam_cache import EmbeddingCache, content_hash
-from client.sam_parts import SIZES, Parts
 from configs.files import StorageFault
+from strategies.sam_parts import SIZES, Parts
 
 
 class CountingSam(Sam):

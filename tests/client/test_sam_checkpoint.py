@@ -11,7 +11,7 @@ from segment_anything.build_sam import build_sam_vit_b
 
 from client.sam import SamUnavailable, load_sam
 from client.sam_checkpoint import SMALL, read
-from client.sam_parts import SIZES, Parts, recognise
+from strategies.sam_parts import SIZES, Parts, recognise
 from strategies.semi.prompts import prompts_from
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from client.sam import load_sam
-from client.sam_parts import SIZES, Parts
 from configs.files import FolderInUse, StorageFault, locked
 from simulation.pretrain_sam import pretrain, training
+from strategies.sam_parts import SIZES, Parts
 
 
 def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
