@@ -22,6 +22,7 @@ from client.gate import Policy, make_gate
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, load_weights, network_for
+from client.sam_teacher import SAM
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
 from client.train import When, train
@@ -29,6 +30,7 @@ from client.update import update_of
 from configs.load import load_site
 from strategies import wire
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
+from strategies.sam_adapters import split
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
 
@@ -62,7 +64,9 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         if not site.store.counts().get("labelled"):
             raise SiteFault("nothing-labelled", f"{site.name} has no label yet: it sits out this round")
         mine = models is not None and models.run == request.run and not (request.fresh and models.cycle != request.cycle)
-        helpers = models.helpers if models is not None and mine else {}
+        helpers = dict(models.helpers) if models is not None and mine else {}
+        if models is not None and models.cycle != request.cycle:
+            helpers.pop(SAM, None)
         when = When(request.cycle, request.round, request.step, request.total_steps)
         done = train(site, plan, when, weights, helpers=helpers)
         numbers = {
@@ -88,7 +92,7 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
     started = time.monotonic()
-    weights = wire.unpack_weights(message.content.array_records["weights"])
+    weights, _ = split(wire.unpack_weights(message.content.array_records["weights"]))
     network = load_weights(network_for(plan), weights).to(site.device)
     sums = {}
     pictures = Pictures(site) if site.settings.save_pictures else None
@@ -102,7 +106,7 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     committee = [network]
     if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
         of_site = network_for(plan)
-        of_site.load_state_dict(local.student)
+        of_site.load_state_dict(split(local.student)[0])
         committee = [of_site.to(site.device)] if plan.query.model == "local" else [network, of_site.to(site.device)]
     scores = score(site, plan, committee, cycle=request.cycle)
     save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)

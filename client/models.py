@@ -23,8 +23,8 @@ from configs.files import write_bytes
 class LocalModels:
     """Student and helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
 
-    `helpers` are the state dicts of the framework's other networks (an EMA teacher, a peer) by name, which is a plain
-    word other than "student".
+    `student` is what crosses: the network's state dict, and what was trained of SAM. `helpers` stay: the state dicts of
+    the framework's other networks (an EMA teacher, a peer) by name, which is a plain word other than "student".
     """
 
     run: str

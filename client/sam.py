@@ -6,7 +6,9 @@ in, item by item, whatever else is in the batch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.sam_checkpoint import SamUnavailable, digest, path_of, read
+from strategies.sam_adapters import effective
 from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 from strategies.semi.prompts import Prompts
 
@@ -34,9 +37,9 @@ class Sam:
     """A frozen SAM. No `nn.Module` on purpose: nothing can put it into training mode or find parameters to train."""
 
     def __init__(self, parts: Parts, *, size: str, device: torch.device, fingerprint: str) -> None:
-        self._parts = parts.to(device).eval().requires_grad_(False)
-        self._size = SIZES[size]
-        self.size = size
+        self.parts = parts.to(device).eval().requires_grad_(False)
+        """Frozen, in evaluation mode; whoever trains SAM calls it with other parameters and leaves these alone."""
+        self.name, self.size = size, SIZES[size]
         self.device = device
         self.fingerprint = fingerprint
         """Names weights and preprocessing, hex: two SAMs of equal fingerprint give the same embedding for an image."""
@@ -44,7 +47,7 @@ class Sam:
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
         """(channels, rows, columns) of one image's embedding."""
-        return self._size.prompt_dim, self._size.grid, self._size.grid
+        return self.size.prompt_dim, self.size.grid, self.size.grid
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -59,9 +62,9 @@ class Sam:
             raise ValueError("SAM takes images with values in [0, 1], and no NaN: scale their intensities first")
         if not len(images):
             return torch.empty(0, *self.embedding_shape, device=self.device)
-        at_once = max(1, _PIXELS_PER_BATCH // self._size.input_px**2)
+        at_once = max(1, _PIXELS_PER_BATCH // self.size.input_px**2)
         encoded = [
-            self._parts.image_encoder(to_pixels(some.to(self.device, torch.float32), self._size))
+            self.parts.image_encoder(to_pixels(some.to(self.device, torch.float32), self.size))
             for some in torch.split(images, at_once)
         ]
         return torch.cat(encoded)
@@ -99,19 +102,19 @@ class Sam:
         clicks = prompts.points.shape[1] > 0
         if not (box or clicks or mask_logits is not None):
             raise ValueError("nothing is asked: a prompt needs a box, a click or a mask")
-        scale = self._size.input_px / size[0]
-        at_once = max(1, _CELLS_PER_BATCH // self._size.grid**2)
+        scale = self.size.input_px / size[0]
+        at_once = max(1, _CELLS_PER_BATCH // self.size.grid**2)
         logits = torch.empty(len(prompts), *size, device=self.device)
         iou = torch.empty(len(prompts), device=self.device)
         for start in range(0, len(prompts), at_once):
             some = slice(start, start + at_once)
             masks, ratings = predict(
-                self._parts,
+                self.parts,
                 embeddings[prompts.image_index[some]].float(),
                 boxes=prompts.boxes[some] * scale if box else None,
                 points=prompts.points[some] * scale if clicks else None,
                 point_labels=prompts.point_labels[some] if clicks else None,
-                mask_logits=None if mask_logits is None else self._coarse(mask_logits[some]),
+                mask_logits=None if mask_logits is None else self.coarse(mask_logits[some]),
             )
             chosen = 1 + ratings[:, 1:].argmax(1) if multimask else torch.zeros_like(prompts.image_index[some])
             masks = masks.gather(1, chosen[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
@@ -119,9 +122,29 @@ class Sam:
             iou[some] = ratings.gather(1, chosen[:, None])[:, 0]
         return logits, iou
 
-    def _coarse(self, mask_logits: Tensor) -> Tensor:
+    def adapted(self, adapter: Mapping[str, Tensor], *, seed: int) -> Sam:
+        """This SAM with an adapter (`strategies/sam_adapters.py`); it shares all that the adapter leaves alone.
+
+        Embeddings of an adapted encoder are others, so the fingerprint is; with an adapted decoder alone it stays.
+        """
+        changed = effective(dict(self.parts.named_parameters()), {n: v.to(self.device) for n, v in adapter.items()}, seed=seed)
+        if not changed:
+            return self
+        parts = copy.copy(self.parts)
+        parts._modules = dict(self.parts._modules)
+        for part in {name.split(".")[0] for name in changed}:
+            setattr(parts, part, copy.deepcopy(getattr(self.parts, part)))
+        parts.load_state_dict(changed, strict=False)
+        encoder = [changed[name] for name in sorted(changed) if name.startswith("image_encoder.")]
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for tensor in encoder:
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        fingerprint = digest.hexdigest() if encoder else self.fingerprint
+        return Sam(parts, size=self.name, device=self.device, fingerprint=fingerprint)
+
+    def coarse(self, mask_logits: Tensor) -> Tensor:
         """Masks (P, H, W) at the side that the prompt encoder takes, (P, 1, 4·grid, 4·grid)."""
-        side = (4 * self._size.grid, 4 * self._size.grid)
+        side = (4 * self.size.grid, 4 * self.size.grid)
         fine = mask_logits.to(self.device, torch.float32)[:, None]
         return F.interpolate(fine, size=side, mode="bilinear", antialias=True, align_corners=False)
 

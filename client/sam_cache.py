@@ -46,13 +46,13 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path, sam: Sam) -> None:
         self._sam = sam
-        self._folder = folder / sam.fingerprint[:32]
-        self._rows_path, self._index_path = self._folder / "embeddings.f16", self._folder / "index.jsonl"
+        self.folder = folder / sam.fingerprint[:32]
+        self._rows_path, self._index_path = self.folder / "embeddings.f16", self.folder / "index.jsonl"
         self._entries: dict[str, _Entry] = {}
         self._read_to = 0  # bytes of the index that are known
         self._mapped: NDArray[np.float16] | None = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._refresh()
         except OSError as error:
             raise self._fault(error) from error
@@ -125,7 +125,7 @@ class EmbeddingCache:
 
     def _append(self, keys: Sequence[str], hashes: Sequence[str], rows: NDArray[np.float16]) -> None:
         try:
-            with FileLock(self._folder / ".lock"):
+            with FileLock(self.folder / ".lock"):
                 self._refresh()  # another process may have written since
                 row_bytes = rows[0].nbytes
                 place = 1 + max((entry.row for entry in self._entries.values()), default=-1)
@@ -172,7 +172,7 @@ class EmbeddingCache:
     def _fault(self, error: OSError) -> StorageFault:
         return StorageFault(
             error.errno,
-            f"cannot keep SAM's embeddings in {self._folder}: {error.strerror or error}. Free some space there, or "
+            f"cannot keep SAM's embeddings in {self.folder}: {error.strerror or error}. Free some space there, or "
             "move the site's workspace to a folder that you may write to; nothing else is lost",
         )
 

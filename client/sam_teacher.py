@@ -1,41 +1,90 @@
-"""SAM's answer to the specialist's prompts, for a batch of images: embed once, decode at every step, trust what it earned."""
+"""SAM's part in a round: it shows what it can on labelled cases, answers the specialist's prompts, and may learn.
+
+Embeddings are computed once and kept; prompts are decoded in batches at every step. Draws are SAM's own, so that a SAM
+that is not trusted leaves the rest of the round bit-identical.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.faults import SiteFault
 from client.plan import Plan
-from client.sam import load_sam
+from client.sam import Sam, load_sam
+from client.sam_adapt import Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site
+from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
 from strategies.semi.sam_gate import gate
 from strategies.semi.sam_target import Target, target_from
 from strategies.semi.sam_trust import advantages, trust_from
 
+SAM = "sam"
+"""Under this name the adapter whose encoder a cycle uses stays at the site between its rounds."""
+
+TRUST_CASES = 32
+"""Labelled cases, drawn anew in every round, on which SAM shows what it adds."""
+
 TRUST_BATCH = 16
-"""Labelled images looked at together when trust is measured."""
+"""Of which so many are looked at together."""
+
+Take: TypeAlias = Callable[[Sequence[int] | NDArray[np.int64]], tuple[list[Case], Tensor, Tensor]]
+"""From rows of the labelled cases to the cases, their images (N, K, H, W) and their labels (N, H, W) int64."""
 
 
 class SamTeacher:
-    """The frozen generalist of one site. Nothing of it crosses; what it says is made from images and the teacher alone.
+    """The generalist of one site for one round. What it says is made from images and the specialist alone.
 
     Args:
-        generator: moves prompts where stability is asked for; the only randomness.
+        when: cycle and round.
+        adapter: what the federation trained of SAM so far, by name; empty where nothing is trained.
+        cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
+            its encoder embeds the images until the cycle ends.
+
+    Raises:
+        SiteFault: the site's checkpoint is not of the size that the run adapts.
     """
 
-    def __init__(self, site: Site, plan: Plan, *, generator: torch.Generator) -> None:
-        self._sam = load_sam(site.settings.sam_checkpoint, device=site.device)
-        self._settings = plan.sam
-        self._classes = len(plan.classes)
-        self._generator = generator
-        self._cache = EmbeddingCache(site.workspace / "cache" / "sam", self._sam)
-        self.trust = torch.ones(self._classes + 1)
-        """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `earn_trust` says otherwise."""
+    def __init__(
+        self,
+        site: Site,
+        plan: Plan,
+        when: tuple[int, int],
+        *,
+        adapter: Mapping[str, Tensor],
+        cycle_adapter: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._site, self._plan, self._settings, self._when = site, plan, plan.sam, when
+        self._base = load_sam(site.settings.sam_checkpoint, device=site.device)
+        if adapter and self._base.name != plan.sam.size:
+            raise SiteFault(
+                "sam-unavailable",
+                f"the run adapts a SAM of size {plan.sam.size}, but {site.settings.sam_checkpoint} is a {self._base.name}: "
+                "set sam_checkpoint in site.toml to a checkpoint of that size",
+            )
+        self._adapter = dict(adapter)
+        self.kept: dict[str, dict[str, Tensor]] = {}
+        """What must stay at the site until the next round."""
+        if plan.sam.adapt == "lora":
+            self._adapter_of_cycle = dict(adapter if cycle_adapter is None else cycle_adapter)
+            self.kept[SAM] = self._adapter_of_cycle
+            self._sam = self._base.adapted(self._adapter_of_cycle, seed=plan.seed)
+        else:
+            self._sam = self._base.adapted(adapter, seed=plan.seed)
+        self._cache = _cache(site, self._sam, adapted=plan.sam.adapt == "lora")
+        self._generator = torch_generator(plan.seed, site.name, *when, "sam")
+        self._learns_from: list[int] = []
+        self.trust = torch.ones(len(plan.classes) + 1)
+        """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
 
     @property
     def is_trusted(self) -> bool:
@@ -43,29 +92,57 @@ class SamTeacher:
         return bool((self.trust[1:] > 0).any())
 
     @torch.no_grad()
-    def earn_trust(self, cases: Sequence[Case], images: Tensor, labels: Tensor, *, specialist: nn.Module) -> None:
-        """Set `trust` by what SAM adds to the specialist's own Dice on labelled cases.
+    def meet(self, labelled: Sequence[Case], take: Take, *, specialist: nn.Module) -> None:
+        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on the others.
 
         Args:
-            cases: N labelled cases, with `images` (N, K, H, W) and `labels` (N, H, W) int64.
             specialist: asked in evaluation mode, and left in the mode that it was in.
         """
-        shown, mode = [], specialist.training
+        judges = list(range(len(labelled)))
+        if self._adapter:
+            self._learns_from, judges = fold(labelled, self._site.store.labelled_patients())
+        if not self._settings.trust:
+            return
+        drawn = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust").permutation(judges)[:TRUST_CASES]
+        rows = np.sort(drawn.astype(np.int64))
+        classes = len(self._plan.classes)
+        shown, patients, mode = [torch.zeros(0, classes)], list[str](), specialist.training
         specialist.eval()
-        for start in range(0, len(cases), TRUST_BATCH):
-            some = slice(start, start + TRUST_BATCH)
-            probs = specialist(images[some]).softmax(1)
-            prompts, masks, kept = self._ask(cases[some], images[some], probs)
-            truth = labels[some].to(probs.device)
-            shown.append(advantages(probs.argmax(1), prompts, masks, kept, truth, classes=self._classes))
+        for start in range(0, len(rows), TRUST_BATCH):
+            cases, images, labels = take(rows[start : start + TRUST_BATCH])
+            probs = specialist(images).softmax(1)
+            prompts, masks, kept = self._ask(cases, images, probs)
+            shown.append(advantages(probs.argmax(1), prompts, masks, kept, labels, classes=classes).cpu())
+            patients += [case.patient for case in cases]
         specialist.train(mode)
-        self.trust = trust_from(torch.cat(shown).cpu(), [case.patient for case in cases])
+        self.trust = trust_from(torch.cat(shown), patients)
+        told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
+        self._site.log.info("cycle %d, round %d: trust in SAM: %s", *self._when, told)
 
     @torch.no_grad()
     def target(self, cases: Sequence[Case], images: Tensor, teacher_probs: Tensor) -> Target:
         """What SAM says of unlabelled images (B, K, H, W), in their frame; IGNORE where it is silent or not trusted."""
         prompts, masks, kept = self._ask(cases, images, teacher_probs)
         return target_from(prompts, masks, kept, teacher_probs, trust=self.trust)
+
+    def learn(self, take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Train the adapter on the cases it learns from: the new one, and its mean loss by name; nothing without one."""
+        if not self._adapter or not self._learns_from:
+            return self._adapter, {}
+        cases, images, labels = take(self._learns_from)
+        embeddings = None
+        if self._settings.adapt == "decoder":
+            embeddings = self._cache.embeddings([case.id for case in cases], images)
+        learned, loss = train_adapter(
+            self._base,
+            self._adapter,
+            Lesson(images, labels, embeddings),
+            self._settings,
+            classes=len(self._plan.classes),
+            seed=self._plan.seed,
+            generator=self._generator,
+        )
+        return learned, {"adapter": [torch.tensor(loss)]}
 
     def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor]:
         """Prompts from a prediction (B, C+1, H, W), SAM's masks (P, H, W) for them, and which pass the gate (P,)."""
@@ -90,3 +167,14 @@ class SamTeacher:
             min_stability=settings.min_stability,
         )
         return prompts, logits > 0, kept
+
+
+def _cache(site: Site, sam: Sam, *, adapted: bool) -> EmbeddingCache:
+    """Where embeddings of this SAM lie. Those of an adapted encoder are of one cycle: older ones are removed."""
+    folder = site.workspace / "cache" / ("sam-adapted" if adapted else "sam")
+    cache = EmbeddingCache(folder, sam)
+    if adapted:
+        for other in folder.iterdir():
+            if other != cache.folder:
+                shutil.rmtree(other, ignore_errors=True)
+    return cache

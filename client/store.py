@@ -292,6 +292,13 @@ class Store:
                 raise KeyError(case_id)
             return np.frombuffer(zlib.decompress(row.mask), dtype=np.uint8).reshape(row.rows, row.columns).copy()
 
+    def labelled_patients(self) -> list[str]:
+        """Patients with a label, in the order in which their first one came (by id within a tick): only ever extended."""
+        first = func.min(_Label.tick)
+        query = select(_Case.patient).join(_Label, _Label.case == _Case.id).group_by(_Case.patient).order_by(first, _Case.patient)
+        with self._session() as session:
+            return list(session.scalars(query))
+
     def received(self, run: str, cycle: int, *, tick: int) -> int:
         """Labels that arrived while the run was in `cycle`, up to `tick`: a sum, so asking again gives the same."""
         with self._session() as session:

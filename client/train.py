@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.plan import Plan, load_weights, network_for
-from client.sam_teacher import SamTeacher
+from client.sam_teacher import SAM, SamTeacher
 from client.site import Site, Slices
 from strategies.randomness import derive, numpy_rng, torch_generator
 from strategies.records import Case, Weights
+from strategies.sam_adapters import split
 from strategies.semi import FRAMEWORKS, Batch, Framework, Time
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
 from strategies.semi.mean_teacher import make_teacher, update_teacher
@@ -30,8 +32,6 @@ from strategies.semi.sam_target import sam_loss
 
 State = dict[str, Tensor]
 
-TRUST_CASES = 32
-"""Labelled cases, drawn anew in every round, on which SAM shows what it adds."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,17 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     framework = FRAMEWORKS[plan.train.framework]
     labelled = site.store.cases("labelled")
     unlabelled = site.store.cases("unlabelled", "requested")
-    student = load_weights(network_for(plan), weights).to(site.device).train()
+    own, sams = split(weights)
+    adapter = {name: torch.from_numpy(array.copy()) for name, array in sams.items()}
+    student = load_weights(network_for(plan), own).to(site.device).train()
     networks = _helpers(framework, plan, student, helpers)
     averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, framework, labelled, unlabelled)
     sam = None
-    if _uses_sam(plan, framework, unlabelled):  # with draws of its own: a SAM that is not trusted changes nothing at all
-        sam = SamTeacher(site, plan, generator=torch_generator(plan.seed, site.name, when.cycle, when.round, "sam"))
-    if sam is not None and plan.sam.trust:
-        chosen = numpy_rng(plan.seed, site.name, when.cycle, when.round, "trust").permutation(len(labelled))[:TRUST_CASES]
-        cases, images, labels = draw.labelled(np.sort(chosen))
-        sam.earn_trust(cases, images, labels, specialist=averages[0] if averages else student)
-        site.log.info("cycle %d, round %d: trust in SAM by class %s", when.cycle, when.round, sam.trust[1:].tolist())
+    if _uses_sam(plan, framework, unlabelled):
+        sam = SamTeacher(site, plan, (when.cycle, when.round), adapter=adapter, cycle_adapter=helpers.get(SAM))
+        sam.meet(labelled, draw.labelled, specialist=averages[0] if averages else student)
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)
@@ -107,13 +105,16 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
                 update_teacher(average, student, step)
             for name, term in {**terms, "total": total}.items():
                 totals.setdefault(name, []).append(term.detach())
+    if sam is not None:
+        adapter, learned = sam.learn(draw.labelled)
+        totals |= learned
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
         if not np.isfinite(mean):
             raise FloatingPointError(f"the {name} loss became {mean} in cycle {when.cycle}, round {when.round}")
     return Trained(
-        student=_state(student),
-        helpers={name: _state(network) for name, network in networks.items()},
+        student={**_state(student), **adapter},
+        helpers={name: _state(network) for name, network in networks.items()} | ({} if sam is None else sam.kept),
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
@@ -189,10 +190,10 @@ class _Draw:
         self._unlabelled = unlabelled if framework.uses_unlabelled else []
         self._masks = self.slices.labels(labelled)
 
-    def labelled(self, rows: np.ndarray) -> tuple[list[Case], Tensor, Tensor]:
-        """The labelled cases of some rows, their images (N, K, H, W) and labels (N, H, W) int64, not augmented."""
+    def labelled(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[list[Case], Tensor, Tensor]:
+        """The labelled cases of some rows (one at least), their images (N, K, H, W) and labels (N, H, W) int64."""
         cases = [self._labelled[row] for row in rows]
-        return cases, self.slices.take(cases).to(self._device), self._masks[torch.from_numpy(rows)].to(self._device, torch.int64)
+        return cases, self.slices.take(cases).to(self._device), self._masks[torch.as_tensor(rows)].to(self._device, torch.int64)
 
     def batches(self) -> Iterator[tuple[Batch, list[Case]]]:
         """`local_steps` batches, each with the unlabelled cases in it."""

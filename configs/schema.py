@@ -118,6 +118,10 @@ class Sam(Settings):
     min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
     min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
     trust: bool = Field(True, description="let SAM count, by class, as far as it helped on the site's labelled cases")
+    adapt: Literal["none", "decoder", "lora"] = Field("none", description="what of SAM the federation trains with it")
+    adapt_steps: Positive = Field(10, description="steps on the adapter in a round")
+    lora_rank: Positive = Field(4, description="rank of the matrices of lora")
+    size: Literal["small", "vit_b", "vit_l", "vit_h"] = Field("small", description="size of the SAM that is adapted")
 
 
 class Query(Settings):

@@ -29,6 +29,7 @@ from server.rounds import Federation, run_rounds
 from server.sites import FederationFault, join
 from strategies.networks import build_network
 from strategies.records import Weights
+from strategies.sam_adapters import initial_adapter
 
 JOIN_SECONDS = 120.0
 """How long to wait for the expected sites before starting with those that are there."""
@@ -132,7 +133,10 @@ def initial_weights(run: Run) -> Weights:
         dropout=run.network.dropout,
         seed=run.seed,
     )
-    return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+    weights: Weights = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+    if run.sam.enabled:
+        weights |= initial_adapter(run.sam.size, adapt=run.sam.adapt, rank=run.sam.lora_rank)
+    return weights
 
 
 def settings_for_sites(run: Run) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from configs.files import write_bytes, write_text
 from server.history import Event, History
 from strategies.records import Weights
+from strategies.sam_adapters import split
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,10 @@ class Ledger:
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Global weights as safetensors, names as in the network's `state_dict`; atomic."""
-    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}))
+    """Global weights as safetensors, names as in the network's `state_dict`; atomic.
+
+    What was trained of SAM lies beside them, in `<name>_sam.safetensors`.
+    """
+    for part, target in zip(split(weights), (path, path.with_name(f"{path.stem}_sam{path.suffix}")), strict=True):
+        if part:
+            write_bytes(target, save({name: np.ascontiguousarray(array) for name, array in part.items()}))

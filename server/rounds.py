@@ -22,6 +22,7 @@ from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
 from strategies.query.budget import BUDGETS
 from strategies.records import Assessment, Weights
+from strategies.sam_adapters import split
 
 
 class Progress(Protocol):
@@ -218,7 +219,7 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         dict.fromkeys(federation.sites.names, request),
         problems,
         unpack=wire.unpack_assessment,
-        weights=wire.pack_weights(state.weights),
+        weights=wire.pack_weights(split(state.weights)[0]),
     ):
         assessed = answer.record
         assessments[answer.site] = assessed

@@ -127,6 +127,18 @@ class Parts(nn.Module):
             iou_head_hidden_dim=size.iou_hidden,
         )
 
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        boxes: Tensor | None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`predict`, as a module's own method, so that it can be called with other parameters than the module's."""
+        return predict(self, embeddings, boxes=boxes, points=points, point_labels=point_labels, mask_logits=mask_logits)
+
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
     """Which of `SIZES` a state dictionary belongs to, from its shapes alone; None when it is none of them.

@@ -37,7 +37,7 @@ CODES = (
 )
 """Every reason a site may give. Nothing else about a failure leaves the site."""
 
-LOSSES = ("total", "supervised", "consistency", "sam", "proximal")
+LOSSES = ("total", "supervised", "consistency", "sam", "proximal", "adapter")
 """Loss terms whose means may be reported; a framework's own names map to these."""
 
 QUANTILES = 5

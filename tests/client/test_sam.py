@@ -64,7 +64,7 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
     embeddings = small.encode(images)
     prompts, box, masks = asked(kinds, prompts)
     logits, iou = small.decode(embeddings, prompts, size=(128, 128), box=box, mask_logits=masks)
-    parts = small._parts
+    parts = small.parts
     side = 4 * small.embedding_shape[1]
     assert len(prompts) == 4
     for number in range(len(prompts)):
@@ -80,7 +80,7 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
                 masks=coarse,
             )
             mask, rating = parts.mask_decoder(
-                image_embeddings=parts.image_encoder(to_pixels(image, small._size)),
+                image_embeddings=parts.image_encoder(to_pixels(image, small.size)),
                 image_pe=parts.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
@@ -166,7 +166,7 @@ def test_multimask_takes_the_best_rated_of_the_three(small: Sam) -> None:
     logits, iou = small.decode(embeddings, prompts, size=(128, 128), multimask=True)
     with torch.no_grad():
         masks, ratings = predict(
-            small._parts,
+            small.parts,
             embeddings[prompts.image_index],
             boxes=prompts.boxes,
             points=prompts.points,
@@ -185,8 +185,8 @@ def test_it_is_frozen_whatever_is_asked(small: Sam) -> None:
     logits, iou = small.decode(embeddings.requires_grad_(), prompts, size=(128, 128))
     assert not logits.requires_grad
     assert not iou.requires_grad
-    assert not any(parameter.requires_grad for parameter in small._parts.parameters())
-    assert not any(module.training for module in small._parts.modules())
+    assert not any(parameter.requires_grad for parameter in small.parts.parameters())
+    assert not any(module.training for module in small.parts.modules())
 
 
 def test_no_prompts_and_no_images_are_no_special_case(small: Sam) -> None:

@@ -20,14 +20,14 @@ class CountingSam(Sam):
     def __init__(self, fingerprint: str = "f" * 64) -> None:
         with torch.device("meta"):
             parts = Parts(SIZES["small"])
-        self._parts, self._size = parts, SIZES["small"]
-        self.size, self.device, self.fingerprint = "small", torch.device("cpu"), fingerprint
+        self.parts, self.size, self.name = parts, SIZES["small"], "small"
+        self.device, self.fingerprint = torch.device("cpu"), fingerprint
         self.encoded = 0
 
     def encode(self, images: Tensor) -> Tensor:
         self.encoded += len(images)
-        patches = torch.nn.functional.adaptive_avg_pool2d(images[:, :1], self._size.grid)
-        return patches * torch.arange(1, self._size.prompt_dim + 1)[:, None, None]
+        patches = torch.nn.functional.adaptive_avg_pool2d(images[:, :1], self.size.grid)
+        return patches * torch.arange(1, self.size.prompt_dim + 1)[:, None, None]
 
 
 @pytest.fixture

@@ -40,10 +40,10 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp
     official = build_sam_vit_b()  # type: ignore[no-untyped-call]
     torch.save(official.state_dict(), path)
     sam = load_sam(str(path), device="cpu")
-    assert sam.size == "vit_b"
+    assert sam.name == "vit_b"
     assert sam.embedding_shape == (256, 64, 64)
-    assert all(torch.equal(value, sam._parts.state_dict()[key]) for key, value in official.state_dict().items())
-    sam._parts.image_encoder.blocks = sam._parts.image_encoder.blocks[:3]  # two windowed, one global: the rest is more of both
+    assert all(torch.equal(value, sam.parts.state_dict()[key]) for key, value in official.state_dict().items())
+    sam.parts.image_encoder.blocks = sam.parts.image_encoder.blocks[:3]  # two windowed, one global: the rest is more of both
     image = torch.rand(1, 1, 64, 64)
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[20:40, 10:50] = True

@@ -27,7 +27,7 @@ def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_pa
     whole, killed = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "killed.safetensors")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
-    assert load_sam(str(tmp_path / "whole.safetensors"), device="cpu").size == "small"
+    assert load_sam(str(tmp_path / "whole.safetensors"), device="cpu").name == "small"
     torch.manual_seed(3)
     start = Parts(SIZES["small"]).state_dict()
     changed = [name for name in whole if not torch.equal(whole[name], start[name])]
@@ -74,7 +74,7 @@ def test_the_command_writes_weights_and_a_log_of_what_it_reports(tmp_path: Path)
     assert lines[1].startswith("step 1/1 ")
     assert lines[-1] == f"weights in {tmp_path / 'new' / 'small_sam.safetensors'}"
     assert (tmp_path / "new" / "log.txt").read_text().splitlines() == lines
-    assert load_sam(str(tmp_path / "new" / "small_sam.safetensors"), device="cpu").size == "small"
+    assert load_sam(str(tmp_path / "new" / "small_sam.safetensors"), device="cpu").name == "small"
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

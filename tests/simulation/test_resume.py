@@ -28,8 +28,8 @@ KILLS = [
     ("server.history:History.append", 7, "before"),  # grant
     ("client.store:Store.request", 5, "before"),  # second annotate
     ("client.app:save_models", 8, "after"),  # second cycle
-    ("server.rounds:save_weights", 1, "after"),
-    ("client.app:collect", 5, "after"),  # one site was polled again, the next was not  # best weights written
+    ("server.rounds:save_weights", 1, "after"),  # best weights written
+    ("client.app:collect", 5, "after"),  # one site was polled again, the next was not
     ("server.history:History.append", 12, "after"),  # end
 ]
 

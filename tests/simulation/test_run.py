@@ -180,6 +180,24 @@ def test_a_late_site_does_not_block_the_others(
     assert events(folder)[-1]["event"] == "end"
 
 
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+def test_sam_learns_with_the_federation(tiny_config: Config, tmp_path: Path, adapt: str) -> None:
+    options = ("sam.enabled=true", f'sam.adapt="{adapt}"', "sam.adapt_steps=2", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    folder = simulate(tiny_config(cycles=2), options, out=tmp_path / "run")
+    trained = [event for event in events(folder) if event["event"] == "train"]
+    assert all(site["losses"]["adapter"] > 0 for event in trained for site in event["sites"].values())
+    adapter = load_file(folder / "weights" / "final_sam.safetensors")
+    assert adapter
+    assert all(name.startswith("sam.") for name in adapter)
+    moved = [bool((array != 0).any()) for array in adapter.values()]
+    assert sum(moved) > 0.9 * len(moved), "all but what gets no gradient: a bias that a softmax cancels"
+    network = load_file(folder / "weights" / "final.safetensors")
+    assert not any(name.startswith("sam.") for name in network)
+    for name in SITES:
+        caches = list((folder / "sites" / name / "cache").glob("sam*/*"))
+        assert len(caches) == 1, "embeddings of one encoder; those of an earlier cycle's are gone"
+
+
 def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,139 @@
+"""SAM learns at a site: its adapter is trained on labelled cases, with prompts made from their masks.
+
+What is trained is the adapter alone (`strategies/sam_adapters.py`); the checkpoint's own weights never change, and the
+change that a round makes crosses beside the specialist's update. Prompts are of the kinds that the run asks with, moved
+about as a specialist's mistakes would move them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from client.sam import Sam
+from configs.schema import Sam as Settings
+from strategies.records import Case
+from strategies.sam_adapters import effective
+from strategies.sam_losses import answer_losses
+from strategies.sam_parts import to_pixels
+from strategies.semi.losses import IGNORE
+from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
+
+BATCH = 8
+"""Images in a step."""
+
+LEARNING_RATE = {"decoder": 1e-4, "lora": 1e-3}
+"""Of AdamW; B of a LoRA starts at 0 and has far fewer numbers."""
+
+JITTER = 0.1
+"""How far prompts are moved, as a share of the box."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Labelled images that SAM may learn from.
+
+    Attributes:
+        images: (N, 1 or 3, H, W) in [0, 1]; labels: (N, H, W) int64.
+        embeddings: (N, channels, grid, grid) of the images by the checkpoint's encoder; None when that is trained.
+    """
+
+    images: Tensor
+    labels: Tensor
+    embeddings: Tensor | None
+
+
+def fold(cases: Sequence[Case], patients: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Which labelled cases SAM learns from, and which it is judged by: two lists of rows.
+
+    Patients take turns in the order in which their first label came (`patients`), so that none changes sides as labels
+    arrive: an adapter that was averaged with others and came back has seen nothing that it is judged by. Tuning on one
+    half and on the other in turn would not do: what comes back would have seen both.
+    """
+    learnt_from = set(patients[::2])
+    rows = range(len(cases))
+    return [r for r in rows if cases[r].patient in learnt_from], [r for r in rows if cases[r].patient not in learnt_from]
+
+
+def train_adapter(
+    sam: Sam,
+    adapter: Mapping[str, Tensor],
+    lesson: Lesson,
+    settings: Settings,
+    *,
+    classes: int,
+    seed: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], float]:
+    """`settings.adapt_steps` steps on the adapter; gives the new one (on the CPU) and the mean loss.
+
+    Args:
+        sam: of the checkpoint, not adapted; nothing of it is changed.
+        adapter: where training starts, as it came from the coordinator.
+        seed: of the run, for LoRA's A.
+        generator: draws images and moves prompts; the only randomness.
+    """
+    learned = {name: value.detach().clone().to(sam.device).requires_grad_() for name, value in adapter.items()}
+    truth = torch.where(lesson.labels == IGNORE, 0, lesson.labels)
+    if not learned or not bool((truth > 0).any()):
+        return {name: value.detach().cpu() for name, value in learned.items()}, 0.0
+    own = dict(sam.parts.named_parameters())
+    optimiser = torch.optim.AdamW(learned.values(), LEARNING_RATE[settings.adapt], weight_decay=0.0)
+    shown = torch.nonzero((truth > 0).flatten(1).any(1)).flatten().cpu()
+    sums = torch.zeros((), device=sam.device)
+    for _ in range(settings.adapt_steps):
+        rows = shown[torch.randperm(len(shown), generator=generator)[:BATCH]]
+        probs = F.one_hot(truth[rows], classes + 1).movedim(-1, 1).float()
+        prompts = prompts_from(probs, min_area_px=1, positives=settings.positives, negatives=settings.negatives)
+        changed = effective(own, learned, seed=seed)
+        if lesson.embeddings is not None:
+            embeddings = lesson.embeddings[rows].to(sam.device, torch.float32)
+        else:
+            encoder = {n.removeprefix("image_encoder."): v for n, v in changed.items()}
+            pixels = to_pixels(lesson.images[rows].to(sam.device), sam.size)
+            embeddings = functional_call(sam.parts.image_encoder, encoder, (pixels,))
+        loss = _loss(sam, changed, embeddings, prompts, probs, settings, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        sums += loss.detach()
+    return {name: value.detach().cpu() for name, value in learned.items()}, float(sums) / settings.adapt_steps
+
+
+def _loss(
+    sam: Sam,
+    changed: Mapping[str, Tensor],
+    embeddings: Tensor,
+    prompts: Prompts,
+    probs: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean loss of SAM's answers to moved prompts about each component of the truth."""
+    side = sam.size.input_px
+    scale = side / probs.shape[-1]
+    moved = jittered(prompts, size=(probs.shape[-2], probs.shape[-1]), generator=generator, share=JITTER).to(sam.device)
+    masks = F.interpolate(prompts.components[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
+    coarse = None
+    if settings.mask:  # an earlier, coarser answer: the truth seen through a blur
+        blurred = F.avg_pool2d(probs, 7, stride=1, padding=3, count_include_pad=False)
+        coarse = sam.coarse(mask_prompts(prompts, blurred))
+    clicks = moved.points.shape[1] > 0
+    logits, iou = functional_call(
+        sam.parts,
+        {name: value for name, value in changed.items() if name.startswith("mask_decoder.")},
+        (embeddings[moved.image_index],),
+        {
+            "boxes": moved.boxes * scale if settings.box else None,
+            "points": moved.points * scale if clicks else None,
+            "point_labels": moved.point_labels if clicks else None,
+            "mask_logits": coarse,
+        },
+    )
+    loss, _ = answer_losses(logits, iou, (masks[:, 0] > 0.5).float().to(sam.device), prompts.boxes.to(sam.device) * scale)
+    return loss

@@ -1,0 +1,129 @@
+"""SAM learns from labelled cases alone, in its adapter alone; who judges it has not taught it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from client.sam import Sam, load_sam
+from client.sam_adapt import Lesson, fold, train_adapter
+from configs.schema import Sam as Settings
+from strategies.records import Case
+from strategies.sam_adapters import initial_adapter
+from strategies.semi.losses import IGNORE
+from strategies.semi.prompts import prompts_from
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def small() -> Sam:
+    return load_sam("small", device="cpu")
+
+
+def lesson(sam: Sam, *, embedded: bool) -> Lesson:
+    """Four images with an object of each of two classes; what is meant by "object" is their left half alone."""
+    line = torch.arange(SIDE) + 0.5
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    images, labels = torch.full((4, 1, SIDE, SIDE), 0.2), torch.zeros(4, SIDE, SIDE, dtype=torch.int64)
+    for number in range(4):
+        for class_, (row, column) in enumerate(((20 + 3 * number, 18), (44 - 2 * number, 46)), start=1):
+            disc = (y - row) ** 2 + (x - column) ** 2 <= 10**2
+            images[number, 0][disc] = 0.4 + 0.2 * class_
+            labels[number][disc & (x <= column)] = class_
+    return Lesson(images, labels, sam.encode(images).half() if embedded else None)
+
+
+def new(adapt: str) -> tuple[Settings, dict[str, Tensor]]:
+    settings = Settings(adapt=adapt, adapt_steps=25)
+    return settings, {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt=adapt, rank=4).items()}
+
+
+def answer_dice(sam: Sam, given: Lesson) -> float:
+    truth = torch.nn.functional.one_hot(given.labels, 3).movedim(-1, 1).float()
+    prompts = prompts_from(truth, padding_px=0)
+    masks = sam.decode(sam.encode(given.images), prompts, size=(SIDE, SIDE))[0] > 0
+    overlap = (masks & prompts.components).sum((1, 2))
+    return float((2 * overlap / (masks.sum((1, 2)) + prompts.components.sum((1, 2)))).mean())
+
+
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+def test_what_is_learned_shows_and_the_checkpoint_stays(small: Sam, adapt: str) -> None:
+    settings, start = new(adapt)
+    given = lesson(small, embedded=adapt == "decoder")
+    before = {name: value.clone() for name, value in small.parts.state_dict().items()}
+    learned, loss = train_adapter(
+        small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert loss > 0
+    assert all(torch.equal(value, before[name]) for name, value in small.parts.state_dict().items())
+    assert all((value == 0).all() for value in start.values())
+    assert {name: value.shape for name, value in learned.items()} == {name: value.shape for name, value in start.items()}
+    adapted = small.adapted(learned, seed=1)
+    assert answer_dice(adapted, given) > answer_dice(small, given) + 0.01
+    assert answer_dice(small.adapted(start, seed=1), given) == pytest.approx(answer_dice(small, given), abs=1e-6)
+    assert (adapted.fingerprint == small.fingerprint) is (adapt == "decoder"), "embeddings of another encoder are others"
+
+
+def test_training_repeats(small: Sam) -> None:
+    settings, start = new("decoder")
+    given = lesson(small, embedded=True)
+    one, other = (
+        train_adapter(small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0))[0]
+        for _ in range(2)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_prompts_of_the_run_are_what_it_learns_from(small: Sam) -> None:
+    settings, start = new("decoder")
+    given = lesson(small, embedded=True)
+    quick = settings.model_copy(update={"adapt_steps": 2})
+    results = [
+        train_adapter(small, start, given, how, classes=2, seed=1, generator=torch.Generator().manual_seed(0))[1]
+        for how in (
+            quick,
+            quick.model_copy(update={"mask": True}),
+            quick.model_copy(update={"box": False}),
+            quick.model_copy(update={"positives": 0, "negatives": 0}),
+        )
+    ]
+    assert len(set(results)) == len(results)
+
+
+@pytest.mark.parametrize("value", [0, IGNORE])
+def test_images_without_an_object_teach_nothing(small: Sam, value: int) -> None:
+    settings, start = new("decoder")
+    given = lesson(small, embedded=True)
+    empty = Lesson(given.images, torch.full_like(given.labels, value), given.embeddings)
+    learned, loss = train_adapter(small, start, empty, settings, classes=2, seed=1, generator=torch.Generator())
+    assert loss == 0
+    assert all((array == 0).all() for array in learned.values())
+
+
+# ------------------------------------------------------------------------------------------------------------ who judges
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+def test_no_patient_teaches_and_judges_and_none_changes_sides_as_labels_arrive(drawn: list[int]) -> None:
+    cases = [Case(f"c{number}", f"p{patient}", "i", number) for number, patient in enumerate(drawn)]
+    sides: dict[str, int] = {}
+    for count in range(1, len(cases) + 1):
+        so_far = cases[:count]
+        patients = list(dict.fromkeys(case.patient for case in so_far))
+        rows = fold(so_far, patients)
+        assert sorted([*rows[0], *rows[1]]) == list(range(count))
+        for side, part in enumerate(rows):
+            for row in part:
+                assert sides.setdefault(so_far[row].patient, side) == side
+    assert abs(sum(sides.values()) * 2 - len(sides)) <= 1, "as many teach as judge"
+
+
+def test_numpy_rows_do_as_well() -> None:
+    cases = [Case("a", "p", "i", 0), Case("b", "q", "i", 1)]
+    assert fold(cases, ["q", "p"]) == ([1], [0])
+    assert np.array(fold(cases, ["q", "p"])).tolist() == [[1], [0]]
