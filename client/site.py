@@ -85,8 +85,15 @@ class Site:
         Raises:
             SiteFault: images.csv is missing or wrong, or no image is in the pool.
         """
+        rows = self._images_csv()
+        if not any(row["role"] == "pool" for row in rows) and not self.store.images("pool"):
+            raise SiteFault(  # before an image is taken in, because it keeps its role from then on
+                "bad-data",
+                f"{self.workspace / self.settings.images} has no row with role pool, so there is nothing to label and nothing "
+                "to train on: give the rows of some patients that role (they need no mask)",
+            )
         known = {image.id: image for image in self.store.images()}
-        for row in self._images_csv():
+        for row in rows:
             identity = keyed_hash(row["image"], key=self.settings.key)
             if identity in known:
                 before = known[identity]
@@ -107,10 +114,6 @@ class Site:
                 Case(f"{patient}.{identity}.{index:04d}", patient, identity, index) for index in range(len(ready.slices))
             ]
             self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
-        if not self.store.images("pool"):
-            raise SiteFault(
-                "bad-data", f"{self.workspace / self.settings.images} has no row with role pool: there is nothing to label"
-            )
 
     def read(self, path: Path, *, patient: str = "unnamed") -> Image:
         """The image at `path` in its own grid; `patient` is the identity to hash where it matters."""

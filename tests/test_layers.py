@@ -34,7 +34,7 @@ DOORS = {
     "segment_anything": r"strategies/sam_parts\.py",
     "nibabel": r"client/formats/nifti\.py",
     "PIL": r"client/formats/picture\.py|server/report\w*\.py",
-    "flwr": r"(client|server)/app\.py|server/(rounds|sites)\.py|client/gate\.py|strategies/(wire|aggregate)\.py"
+    "flwr": r"(client|server)/app\.py|server/(rounds|sites)\.py|client/(gate|allowed)\.py|strategies/(wire|aggregate)\.py"
     r"|simulation/(inline|cluster)\.py",
     "ray": r"simulation/cluster\.py",
     "sqlalchemy": r"client/store\.py",

@@ -98,6 +98,27 @@ def test_an_empty_site_is_told(tiny_config: Config, tmp_path: Path) -> None:
         site.take_in(Preprocess())
 
 
+def test_a_site_with_nothing_to_label_is_told_and_the_others_go_on(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config(cycles=1, rounds_per_cycle=1)
+    folder = simulate(config, out=tmp_path / "run", prepare_only=True)
+    images = folder / "sites" / "south" / "images.csv"
+    lines = images.read_text().splitlines(keepends=True)
+    images.write_text("".join(line.replace(",pool,", ",test,/mask.nii") for line in lines))
+    simulate(config, out=folder, resume=True)
+    refused = refusals(folder)
+    assert set(refused) == {"south"}
+    assert refused["south"]["code"] == "bad-data"
+    said = logged(folder, "south", refused["south"]["reference"])
+    assert f"{images} has no row with role pool" in said
+    assert "give the rows of some patients that role" in said
+    assert set(next(event for event in events(folder) if event["event"] == "train")["sites"]) == {"north", "west"}
+    assert events(folder)[-1]["event"] == "end"
+    images.write_text("".join(lines))  # the remedy: no image was taken in with the role it would have to keep
+    with Site(folder / "sites" / "south") as site:
+        site.take_in(Preprocess(size_px=32))
+        assert site.store.images("pool")
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [

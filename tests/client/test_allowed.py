@@ -1,0 +1,588 @@
+"""Nothing leaves a site but what the protocol lists: handlers try to send everything else, by every way there is."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from gate_support import (
+    CASE,
+    CLASSES,
+    IMAGE,
+    KINDS,
+    MASK,
+    PATH,
+    PATIENT,
+    PIXELS,
+    UPDATE,
+    WEIGHTS,
+    Bench,
+    answer,
+    ask,
+    assert_addressed,
+    assert_no_trace,
+    assert_refused,
+    everything,
+    honest,
+    serialised,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from client import egress
+from client.allowed import Allowed
+from strategies.records import Annotation, SiteUpdate, Weights
+from strategies.wire import (
+    ANNOTATE,
+    ASSESS,
+    JOIN,
+    LOSSES,
+    PROTOCOL,
+    QUANTILES,
+    TRAIN,
+    pack_annotation,
+    pack_update,
+    pack_weights,
+    replies,
+    unpack_refused,
+)
+
+pytestmark = pytest.mark.usefixtures("flower_runtime")
+
+
+@st.composite
+def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
+    """Any reply that the list allows: some records, in any order, with any numbers in range."""
+    kind = draw(st.sampled_from(KINDS))
+    spec = replies(len(CLASSES))[kind]
+    site: dict[str, Any] = {"name": "A"}
+    if kind == JOIN:
+        site |= {"protocol": PROTOCOL, "classes": list(CLASSES)}
+    site = dict(draw(st.permutations(list(site.items()))))
+    records: list[tuple[str, Any]] = [("site", ConfigRecord(site))]
+    if spec.update:
+        names = draw(st.permutations(list(WEIGHTS)))
+        generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        arrays = {n: (generator.normal(size=WEIGHTS[n].shape) * 9).astype(WEIGHTS[n].dtype) for n in names}
+        records.append(("update", pack_weights(arrays)))
+    for name in draw(st.lists(st.sampled_from(list(spec.metrics)), unique=True)):
+        values: dict[str, Any] = {}
+        for key, number in spec.metrics[name].items():
+            if number.optional and draw(st.booleans()):
+                continue
+            low = 5 if key == "patients" else number.low
+            scalar: st.SearchStrategy[Any]
+            if number.whole:
+                scalar = st.integers(math.ceil(low), int(number.high))
+            else:
+                scalar = st.floats(low, number.high, allow_nan=False)
+            values[key] = draw(scalar if number.length is None else st.lists(scalar, min_size=2, max_size=2))
+            if number.length == QUANTILES:
+                values[key] = draw(st.lists(scalar, min_size=QUANTILES, max_size=QUANTILES))
+        records.append((name, MetricRecord(values)))
+    return kind, RecordDict(dict(draw(st.permutations(records))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(allowed_replies())
+def test_the_gate_is_the_identity_on_all_that_is_allowed(reply: tuple[str, RecordDict]) -> None:
+    kind, content = reply
+    before = serialised(content)
+    with tempfile.TemporaryDirectory() as folder:
+        sent = Bench(Path(folder)).send(ask(kind), answer(content))
+    assert serialised(sent.content) == before
+    assert serialised(content) == before  # and the handler's own is left as it was
+
+
+@settings(max_examples=60, deadline=None)
+@given(allowed_replies(), st.data())
+def test_any_other_key_or_record_is_refused(reply: tuple[str, RecordDict], data: st.DataObject) -> None:
+    kind, content = reply
+    records: dict[str, Any] = dict(content.items())
+    of = data.draw(st.sampled_from([None, *content]))
+    known = set(content) | set(replies(2)[kind].metrics) | {"update"} if of is None else set(content[of])
+    if of in replies(2)[kind].metrics:
+        known |= set(replies(2)[kind].metrics[of])
+    key = data.draw(st.text(st.characters(codec="utf-8"), max_size=20).filter(lambda text: text not in known))
+    if of is None:
+        extra: list[Any] = [MetricRecord({"x": 1}), ConfigRecord({}), pack_weights({"x": IMAGE})]
+        content[key] = data.draw(st.sampled_from(extra))
+    else:
+        records[of][key] = Array(IMAGE) if isinstance(content[of], ArrayRecord) else 1
+    with tempfile.TemporaryDirectory() as folder:
+        bench, message = Bench(Path(folder)), ask(kind)
+        said = assert_refused(bench, message, bench.send(message, answer(content)), code="reply-not-allowed")
+    assert ("it has a record" if of is None else f"record {of} has a key") in said
+
+
+# ------------------------------------------------------------------------------------------------------------- content
+
+Change = Callable[[RecordDict], None]
+
+
+def put(name: str, record: ArrayRecord | MetricRecord | ConfigRecord) -> Change:
+    """Add or replace a record."""
+    return lambda content: content.__setitem__(name, record)
+
+
+def drop(name: str, key: str | None = None) -> Change:
+    def change(content: RecordDict) -> None:
+        if key is None:
+            del content[name]
+        else:
+            del content[name][key]
+
+    return change
+
+
+def force(name: str, key: Any, value: Any) -> Change:
+    """Set a value behind the back of Flower's own type checks."""
+    return lambda content: content[name].__dict__["_data"].__setitem__(key, value)
+
+
+def arrays(**changed: Array | NDArray[Any]) -> Change:
+    """Replace arrays of the update; `__` stands for a dot."""
+
+    def change(content: RecordDict) -> None:
+        for key, array in changed.items():
+            content.array_records["update"][key.replace("__", ".")] = array if isinstance(array, Array) else Array(array)
+
+    return change
+
+
+def tampered(key: str, **fields: Any) -> Change:
+    """An honest array of the update with fields set to something else."""
+
+    def change(content: RecordDict) -> None:
+        array = content["update"][key]
+        for name, value in fields.items():
+            setattr(array, name, value)
+
+    return change
+
+
+def npy(array: NDArray[Any], header: str | None = None, *, version: tuple[int, int] = (1, 0)) -> bytes:
+    """Numpy's file format with a header of one's own."""
+    if header is None:
+        out = io.BytesIO()
+        np.lib.format.write_array(out, array, version=version)
+        return out.getvalue()
+    text = header.encode("latin-1").ljust(246) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.tobytes()
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (16, 1, 3, 3), }"
+COMMENTED = npy(UPDATE["conv.weight"], f"{HEADER} # {PATIENT}")
+TWICE = npy(UPDATE["conv.weight"], HEADER.replace("{", f"{{'descr': '{PATIENT}', "))
+
+
+def pickled() -> bytes:
+    payload = pickle.dumps(np.array([PATIENT], object), protocol=3)
+    return npy(np.zeros(0, np.uint8), "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }") + payload
+
+
+WEIGHT = UPDATE["conv.weight"]
+INFINITE = WEIGHT.copy()
+INFINITE[3, 0, 1, 1] = np.inf
+NOT_A_NUMBER = UPDATE["conv.bias"].copy()
+NOT_A_NUMBER[-1] = np.nan
+
+
+class Named(str):
+    """A string that equals an honest key and carries something besides."""
+
+    secret = PATIENT
+
+
+class Packed(Array):
+    """An array with something besides."""
+
+    secret = PATIENT
+
+
+class Numbers(float):
+    """A float with something besides."""
+
+    secret = PATIENT
+
+
+# name: kind of message, what the handler does to its honest reply, what the site's log must say of it
+NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
+    # pixels
+    "image as one more float array": (TRAIN, arrays(image=IMAGE), "record update has a key 'image'"),
+    "image as one more uint8 array": (TRAIN, arrays(image=PIXELS), "record update has a key 'image'"),
+    "image in a record of its own": (TRAIN, put("image", pack_weights({"x": IMAGE})), "has a record 'image'"),
+    "image in place of a weight": (TRAIN, arrays(conv__bias=IMAGE), "array conv.bias is 'float32' (16, 16)"),
+    "image behind an honest header": (
+        TRAIN,
+        arrays(conv__weight=Array("float32", (16, 1, 3, 3), "numpy.ndarray", npy(IMAGE))),
+        "conv.weight has a header",
+    ),
+    "image as trailing bytes": (
+        TRAIN,
+        tampered("conv.weight", data=npy(WEIGHT) + PIXELS.tobytes()),
+        "conv.weight has 960 bytes of data, not 704",
+    ),
+    "image as numbers": (TRAIN, put("pixels", MetricRecord({"x": IMAGE.ravel().tolist()})), "has a record 'pixels'"),
+    "image as a metric": (
+        ASSESS,
+        force("demand", "quantiles", IMAGE.ravel().tolist()),
+        "demand.quantiles is [",
+    ),
+    "image as a scalar metric": (ASSESS, force("assessing", "seconds", IMAGE[3].tolist()), "assessing.seconds is ["),
+    "image as bytes": (ANNOTATE, put("labels", ConfigRecord({"x": PIXELS.tobytes()})), "labels is a ConfigRecord"),
+    "image as bytes in the site record": (JOIN, force("site", "image", PIXELS.tobytes()), "site has a key 'image'"),
+    "image where no update is asked for": (ASSESS, put("update", pack_weights({"x": IMAGE})), "a record 'update'"),
+    # a mask
+    "mask as an array": (TRAIN, arrays(mask=MASK), "record update has a key 'mask'"),
+    "mask as counts": (ASSESS, force("test", "counts", MASK.ravel().tolist()), "test.counts is ["),
+    "mask as another dtype of a weight": (
+        TRAIN,
+        arrays(conv__bias=MASK.ravel()[:16].astype(np.uint8)),
+        "array conv.bias is 'uint8' (16,)",
+    ),
+    # ids and paths
+    "id as a record": (ANNOTATE, put(CASE, MetricRecord({"x": 1})), f"a record '{CASE}'"),
+    "id as a metric's key": (ANNOTATE, force("labels", PATIENT, 1), f"labels has a key '{PATIENT}'"),
+    "id as an array's key": (TRAIN, force("update", CASE, Array(WEIGHT)), f"update has a key '{CASE}'"),
+    "id as a key of the site record": (TRAIN, force("site", PATIENT, 1), f"site has a key '{PATIENT}'"),
+    "id as the site's name": (ASSESS, force("site", "name", PATIENT), f"site has name '{PATIENT}'"),
+    "id behind the site's name": (ASSESS, force("site", "name", f"A {CASE}"), "site has name 'A "),
+    "id as bytes for the name": (ASSESS, force("site", "name", b"A"), "site has name b'A'"),
+    "path as a value of the site record": (JOIN, force("site", "file", PATH), "site has a key 'file'"),
+    "path as a config record": (TRAIN, put("notes", ConfigRecord({"file": PATH})), "has a record 'notes'"),
+    "path as a metric": (ANNOTATE, force("labels", "granted", PATH), f"labels.granted is '{PATH}'"),
+    "id as a class": (JOIN, force("site", "classes", ["liver", PATIENT]), "site has classes ['liver', "),
+    "id as one more class": (JOIN, force("site", "classes", [*CLASSES, CASE]), "site has classes ["),
+    "classes in another order": (JOIN, force("site", "classes", ["spleen", "liver"]), "has classes ["),
+    "classes where none are asked for": (
+        TRAIN,
+        force("site", "classes", list(CLASSES)),
+        "key 'classes'",
+    ),
+    "id as an array's dtype": (TRAIN, tampered("conv.weight", dtype=PATIENT), f"array conv.weight is '{PATIENT}'"),
+    "dtype that is only another name": (TRAIN, tampered("conv.weight", dtype="<f4"), "conv.weight is '<f4'"),
+    "id as an array's stype": (TRAIN, tampered("conv.weight", stype=PATH), f"array conv.weight has stype '{PATH}'"),
+    "id as an array's shape": (
+        TRAIN,
+        tampered("conv.weight", shape=tuple(PATIENT.encode())),
+        "array conv.weight is 'float32' (73, ",
+    ),
+    "id as trailing bytes": (
+        TRAIN,
+        tampered("steps", data=npy(UPDATE["steps"]) + CASE.encode()),
+        "array steps has 174",
+    ),
+    "id as a comment in numpy's header": (TRAIN, tampered("conv.weight", data=COMMENTED), "a header"),
+    "id in numpy's header twice": (
+        TRAIN,
+        tampered("conv.weight", data=TWICE),
+        "conv.weight has a header",
+    ),
+    "id as a pickle": (TRAIN, tampered("conv.weight", data=pickled()), "conv.weight has a header"),
+    "id as attribute of a key": (
+        ANNOTATE,
+        lambda c: (c["labels"].pop("granted"), force("labels", Named("granted"), 4)(c))[1],
+        "labels has a key 'granted'",
+    ),
+    "id as attribute of a record's name": (
+        ANNOTATE,
+        lambda c: c.__dict__.update(_data={Named(key): record for key, record in c.items()}),
+        "a record named by a Named",
+    ),
+    # arrays
+    "an array is missing": (TRAIN, drop("update", "conv.bias"), "record update has no key conv.bias"),
+    "the update is missing": (TRAIN, drop("update"), "has no record update"),
+    "the update is something else": (TRAIN, put("update", ConfigRecord({"w": b"x"})), "update is a ConfigRecord"),
+    "a wrong shape": (TRAIN, arrays(conv__weight=WEIGHT.reshape(1, 16, 3, 3)), "(1, 16, 3, 3), not float32 (16, 1,"),
+    "an oversized array": (TRAIN, arrays(conv__weight=np.zeros((300, 300), np.float32)), "it weighs 36"),
+    "a wrong precision": (TRAIN, arrays(conv__weight=WEIGHT.astype(np.float64)), "array conv.weight is 'float64'"),
+    "other bytes order": (TRAIN, tampered("conv.weight", data=npy(WEIGHT.astype(">f4"))), "conv.weight has a header"),
+    "columns first": (
+        TRAIN,
+        tampered("conv.weight", data=npy(np.asfortranarray(WEIGHT))),
+        "conv.weight has a header",
+    ),
+    "another version of numpy's header": (
+        TRAIN,
+        tampered("conv.weight", data=npy(WEIGHT, version=(2, 0))),
+        "conv.weight has a header",
+    ),
+    "too few bytes": (TRAIN, tampered("conv.weight", data=npy(WEIGHT)[:-4]), "has 700 bytes of data, not 704"),
+    "data that is no bytes": (TRAIN, tampered("conv.weight", data=bytearray(npy(WEIGHT))), "is no Array of bytes"),
+    "an array that is none": (TRAIN, force("update", "conv.bias", IMAGE), "array conv.bias is no Array"),
+    "an array of another class": (
+        TRAIN,
+        force("update", "conv.bias", Packed(UPDATE["conv.bias"])),
+        "array conv.bias is no Array of bytes",
+    ),
+    "Inf in an update": (TRAIN, arrays(conv__weight=INFINITE), "array conv.weight is not finite"),
+    "NaN in an update": (TRAIN, arrays(conv__bias=NOT_A_NUMBER), "array conv.bias is not finite"),
+    # numbers
+    "a bool for a count": (ANNOTATE, force("labels", "granted", True), "labels.granted is True, not a whole number"),
+    "a bool for a real": (TRAIN, force("losses", "total", True), "losses.total is True"),
+    "a real for a count": (ANNOTATE, force("labels", "granted", 4.0), "labels.granted is 4.0, not a whole number"),
+    "bytes for a number": (ANNOTATE, force("labels", "granted", b"\x01"), r"labels.granted is b'\x01'"),
+    "None for a number": (ANNOTATE, force("labels", "granted", None), "labels.granted is None"),
+    "a giant integer": (
+        ANNOTATE,
+        force("labels", "granted", 2**63 - 1),
+        "labels.granted is 9223372036854775807, not from",
+    ),
+    "an integer that no proto holds": (ANNOTATE, force("labels", "granted", 10**30), "labels.granted is 1000000"),
+    "a negative count": (ANNOTATE, force("labels", "granted", -1), "labels.granted is -1, not from 0"),
+    "a giant real": (TRAIN, force("losses", "total", 1e7), "losses.total is 10000000.0, not from"),
+    "a giant negative real": (TRAIN, force("losses", "total", -1e7), "losses.total is -10000000.0, not from"),
+    "NaN for a number": (TRAIN, force("losses", "total", math.nan), "losses.total is nan, not from"),
+    "Inf for a number": (TRAIN, force("losses", "total", math.inf), "losses.total is inf, not from"),
+    "NaN in a list": (ASSESS, force("test", "dice", [math.nan, 1.0]), "test.dice is nan, not from"),
+    "text in a list": (ASSESS, force("test", "counts", [PATIENT, 1]), f"test.counts is '{PATIENT}'"),
+    "a list for a number": (ANNOTATE, force("labels", "granted", [4]), "labels.granted is [4]"),
+    "a number for a list": (ASSESS, force("test", "dice", 1.5), "test.dice is 1.5, not a list of 2"),
+    "a tuple for a list": (ASSESS, force("test", "dice", (1.5, 0.5)), "test.dice is (1.5, 0.5), not a list of 2"),
+    "a list that is too long": (ASSESS, force("test", "dice", [1.5, 0.5, 0.5]), "not a list of 2"),
+    "a list that is too short": (ASSESS, force("test", "counts", [1]), "not a list of 2"),
+    "a loss of another name": (TRAIN, force("losses", "hd95", 1.0), "record losses has a key 'hd95'"),
+    "a key of another record": (TRAIN, force("losses", "labelled", 1), "record losses has a key 'labelled'"),
+    "a record of another reply": (TRAIN, put("labels", MetricRecord({"granted": 1})), "has a record 'labels'"),
+    "a metric that lacks a number": (ASSESS, drop("test", "counts"), "record test has no key counts"),
+    "a metric of another kind": (ASSESS, put("test", ConfigRecord({"patients": 9})), "record test is a ConfigRecord"),
+    # patients
+    "validation over too few": (
+        ASSESS,
+        force("validation", "patients", 4),
+        "validation is over 4 patients, fewer than 5",
+    ),
+    "test over too few": (ASSESS, force("test", "patients", 4), "record test is over 4 patients, fewer than 5"),
+    "test over how many": (ASSESS, drop("test", "patients"), "record test has no key patients"),
+    # the site record
+    "no site record": (ASSESS, drop("site"), "has no record site"),
+    "no name": (ASSESS, drop("site", "name"), "record site has no key name"),
+    "a site record of numbers": (ANNOTATE, put("site", MetricRecord({"name": 1})), "record site is a MetricRecord"),
+    "another protocol": (JOIN, force("site", "protocol", PROTOCOL + 1), "site has protocol 2"),
+    "a bool for the protocol": (JOIN, force("site", "protocol", True), "site has protocol True"),
+    "no protocol": (JOIN, drop("site", "protocol"), "record site has no key protocol"),
+    "no classes": (JOIN, drop("site", "classes"), "record site has no key classes"),
+    "a refusal of the handler's own": (
+        TRAIN,
+        put("refused", ConfigRecord({"name": "A", "code": PATIENT, "reference": CASE})),
+        "has a record 'refused'",
+    ),
+    "far too much of something": (ANNOTATE, put("x", ConfigRecord({"x": "y" * 70000})), "it weighs 7"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ALLOWED)
+def test_what_is_not_on_the_list_stays(bench: Bench, name: str) -> None:
+    kind, change, why = NOT_ALLOWED[name]
+    content = honest(kind)
+    change(content)
+    message = ask(kind)
+    said = assert_refused(bench, message, bench.send(message, answer(content)), code="reply-not-allowed")
+    assert why in said
+    withheld = egress.read(bench.path)[-1].withheld
+    assert withheld is not None
+    assert withheld.records == len(content)
+
+
+def test_numpy_would_have_read_what_the_header_hides() -> None:
+    """The attacks on numpy's header are real: numpy itself reads these arrays without a complaint."""
+    for data in (COMMENTED, TWICE, npy(WEIGHT) + PIXELS.tobytes()):
+        np.testing.assert_array_equal(np.load(io.BytesIO(data)), WEIGHT)
+
+
+def test_the_site_decides_how_many_patients_are_enough(tmp_path: Path) -> None:
+    for least, code in ((9, None), (10, "reply-not-allowed")):
+        bench = Bench(tmp_path, min_patients=least)
+        refused = unpack_refused(bench.send(ask(ASSESS), answer(honest(ASSESS))).content)
+        assert (refused and refused.code) == code
+
+
+@pytest.mark.parametrize(("kind", "record"), [(kind, record) for kind in KINDS for record in replies(2)[kind].metrics])
+def test_a_site_that_shares_updates_lets_no_number_out(tmp_path: Path, kind: str, record: str) -> None:
+    bench = Bench(tmp_path, share="updates")
+    content = honest(kind)
+    for name in list(content.metric_records):
+        if name != record:
+            del content[name]
+    said = assert_refused(bench, message := ask(kind), bench.send(message, answer(content)), code="reply-not-allowed")
+    assert f"it has a record {record}, but this site shares updates only" in said
+
+
+def test_a_site_that_shares_updates_takes_part(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, share="updates")
+    for content, kind in ((pack_update(SiteUpdate("A", UPDATE)), TRAIN), (pack_annotation(Annotation("A")), ANNOTATE)):
+        assert serialised(bench.send(ask(kind), answer(content)).content) == serialised(content)
+
+
+def test_the_number_of_losses_is_that_of_the_protocol(bench: Bench) -> None:
+    content = honest(TRAIN)
+    content["losses"] = MetricRecord(dict.fromkeys(LOSSES, 1.0))
+    assert unpack_refused(bench.send(ask(TRAIN), answer(content)).content) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_on_the_weight_lets_every_honest_reply_through(bench: Bench, kind: str) -> None:
+    many = {"classes": [f"class {number} of a great many" for number in range(5000)]}
+    large: Weights = {f"layer.{number}": np.zeros(100, np.float32) for number in range(1000)}
+    message = ask(kind, settings=many, weights=large)
+    allowed = Allowed.by(message, name="A", share="updates+sums", min_patients=5)
+    update = sum(len(name) + len(Array(array).data) for name, array in large.items()) if kind == TRAIN else 0
+    numbers = sum(8 * (number.length or 1) for keys in allowed.reply.metrics.values() for number in keys.values())
+    honest_at_most = update + numbers + sum(len(name) for name in many["classes"])
+    assert honest_at_most < allowed.bytes < honest_at_most + 2**19
+
+
+# ------------------------------------------------------------------------------------------------------ other channels
+
+
+def retyped(message: Message) -> Message:
+    class Reply(Message):
+        """A Message with something besides."""
+
+        secret = PATIENT
+
+    return Reply(honest(TRAIN), reply_to=message)
+
+
+def with_metadata(**fields: Any) -> Callable[[Message], Message]:
+    def reply(message: Message) -> Message:
+        made = Message(honest(TRAIN), reply_to=message)
+        made.metadata.__dict__.update({f"_{name}": value for name, value in fields.items()})
+        return made
+
+    return reply
+
+
+def with_content(content: Any) -> Callable[[Message], Message]:
+    def reply(message: Message) -> Message:
+        made = Message(honest(TRAIN), reply_to=message)
+        made.__dict__["_content"] = content
+        return made
+
+    return reply
+
+
+NOT_A_REPLY: Mapping[str, tuple[Callable[[Message], Any], str]] = {
+    "nothing": (lambda message: None, "returned a NoneType"),
+    "text": (lambda message: PATIENT, "returned a str"),
+    "content without a message": (lambda message: honest(TRAIN), "returned a RecordDict"),
+    "a message of another class": (retyped, "returned a Reply"),
+    "an error": (
+        lambda message: Message(Error(0, f"{PATH}: {PATIENT}"), reply_to=message),
+        rf"with an error: Error\(.*{PATIENT}",
+    ),
+    "no content": (with_content(None), "no RecordDict for content"),
+    "content of another class": (with_content({"site": {"name": PATIENT}}), "no RecordDict for content"),
+    "a group": (with_metadata(group_id=CASE), f"metadata has group_id '{CASE}'"),
+    "another node": (with_metadata(dst_node_id=66), "metadata has dst_node_id 66"),
+    "another sender": (with_metadata(src_node_id=66), "metadata has src_node_id 66"),
+    "another run": (with_metadata(run_id=66), "metadata has run_id 66"),
+    "another task": (with_metadata(dst_task_id=66), "metadata has dst_task_id 66"),
+    "from another task": (with_metadata(src_task_id=66), "metadata has src_task_id 66"),
+    "another request": (with_metadata(reply_to_message_id=PATIENT), f"reply_to_message_id '{PATIENT}'"),
+    "an id": (with_metadata(message_id=PATIENT), f"message_id '{PATIENT}'"),
+    "another type": (with_metadata(message_type=f"query.{PATIENT}"), f"message_type 'query.{PATIENT}'"),
+    "a delivery": (with_metadata(delivered_at=PATIENT), f"delivered_at '{PATIENT}'"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_A_REPLY)
+def test_what_is_no_reply_to_this_request_stays(bench: Bench, name: str) -> None:
+    handler, why = NOT_A_REPLY[name]
+    message = ask(TRAIN)
+    reply = bench.send(message, lambda message, _: handler(message))
+    assert re.search(why, assert_refused(bench, message, reply, code="reply-not-allowed"))
+
+
+def test_a_new_message_to_the_coordinator_is_no_reply(bench: Bench) -> None:
+    message = ask(TRAIN)
+    reply = bench.send(message, lambda *_: Message(honest(TRAIN), dst_node_id=1, message_type=TRAIN))
+    assert_refused(bench, message, reply, code="reply-not-allowed")
+
+
+def test_what_is_tacked_on_to_an_honest_reply_is_left_behind(bench: Bench) -> None:
+    """Attributes, cached chunks and times are not compared: what leaves is made anew, without them."""
+
+    def handler(message: Message, _: Context) -> Message:
+        content = honest(TRAIN)
+        content["losses"] = MetricRecord({"total": Numbers(0.5)})
+        content.array_records["update"]["conv.bias"].dtype = Named("float64")
+        other = Array(IMAGE)
+        # Flower sends an array in chunks, and takes these from a cache where there is one.
+        content["update"]["conv.weight"].__dict__["_chunks"] = other.slice_array()
+        for item in (content, content["update"], content["site"], content["update"]["conv.bias"]):
+            item.__dict__["secret"] = PATIENT
+        reply = Message(content, reply_to=message, ttl=740312.0)
+        reply.metadata.created_at = 740312.0
+        reply.metadata.__dict__["_secret"] = CASE
+        reply.__dict__["secret"] = PATH
+        return reply
+
+    message = ask(TRAIN)
+    reply = bench.send(message, handler)
+    assert unpack_refused(reply.content) is None
+    assert_no_trace(everything(reply))
+    assert b"740312" not in everything(reply)
+    assert_addressed(message, reply)
+    assert type(reply.content.metric_records["losses"]["total"]) is float
+    assert type(reply.content.array_records["update"]["conv.bias"].dtype) is str
+    assert reply.metadata.created_at > message.metadata.created_at
+    expires = message.metadata.created_at + message.metadata.ttl
+    assert reply.metadata.created_at + reply.metadata.ttl == pytest.approx(expires, abs=0.01)
+
+
+def test_what_a_handler_does_to_its_reply_later_does_not_leave(bench: Bench) -> None:
+    content = honest(TRAIN)
+    reply = bench.send(ask(TRAIN), answer(content))
+    content.config_records["site"]["name"] = PATIENT
+    content.metric_records["losses"][PATIENT] = 1.0
+    content.array_records["update"]["conv.weight"].data = CASE.encode()
+    assert_no_trace(everything(reply))
+
+
+def test_a_handler_that_rewrites_the_request_allows_itself_nothing(bench: Bench) -> None:
+    def handler(message: Message, _: Context) -> Message:
+        message.content.array_records["weights"]["image"] = Array(IMAGE)
+        content = honest(TRAIN)
+        content.array_records["update"]["image"] = Array(IMAGE)
+        return Message(content, reply_to=message)
+
+    message = ask(TRAIN)
+    said = assert_refused(bench, message, bench.send(message, handler), code="reply-not-allowed")
+    assert "record update has a key 'image'" in said
+
+
+def test_a_handler_that_rewrites_the_classes_sends_no_name(bench: Bench) -> None:
+    def handler(message: Message, _: Context) -> Message:
+        settings = json.dumps({"classes": [PATIENT, "spleen"]})
+        message.content.config_records["request"]["settings"] = settings
+        content = honest(JOIN)
+        content.config_records["site"]["classes"] = [PATIENT, "spleen"]
+        return Message(content, reply_to=message)
+
+    message = ask(JOIN)
+    assert_refused(bench, message, bench.send(message, handler), code="reply-not-allowed")
+
+
+def test_a_handler_that_rewrites_the_requests_metadata_readdresses_nothing(bench: Bench) -> None:
+    def handler(message: Message, _: Context) -> Message:
+        message.metadata.group_id = CASE
+        message.metadata.__dict__.update(_src_node_id=66, _message_id=PATIENT)
+        return Message(honest(TRAIN), reply_to=message)
+
+    reply = bench.send(ask(TRAIN), handler)
+    assert_refused(bench, ask(TRAIN), reply, code="reply-not-allowed")
+    assert reply.metadata.group_id == "2.1"
+    assert reply.metadata.dst_node_id == 1

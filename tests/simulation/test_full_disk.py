@@ -1,0 +1,79 @@
+"""One hospital's disk is full in the middle of a run: it is refused by code, the others go on, and it comes back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests_support import events, timeless
+
+from client.store import Store
+from server.sites import FederationFault
+from simulation.run import simulate
+
+Config = Callable[..., Path]
+FillDisk = Callable[[Path, int], list[Path]]
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> FillDisk:
+    """Lets the next writes of models and scores in a site's folder meet a full disk; gives the list of them, as it grows."""
+
+    def fill(site: Path, writes: int) -> list[Path]:
+        honest = os.replace
+        met: list[Path] = []
+
+        def replace(source: str, target: Path) -> None:
+            if target.parent in (site / "models", site / "scores") and len(met) < writes:
+                met.append(target)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            honest(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        return met
+
+    return fill
+
+
+def test_a_site_whose_disk_is_full_sits_out_until_there_is_room(tiny_config: Config, tmp_path: Path, fill_disk: FillDisk) -> None:
+    folder, south = tmp_path / "run", tmp_path / "run" / "sites" / "south"
+    met = fill_disk(south, 3)
+    simulate(tiny_config(), out=folder)
+    assert [path.parent.name for path in met] == ["models", "models", "scores"]
+    record = events(folder)
+    refused = [event for event in record if event["event"] == "refused"]
+    assert [(event["step"], event["cycle"], event["round"]) for event in refused] == [
+        ("train", 1, 1),
+        ("train", 1, 2),
+        ("assess", 1, 0),
+    ]
+    for event in refused:
+        assert set(event["sites"]) == {"south"}
+        assert event["sites"]["south"]["code"] == "storage"
+        said = (south / "site.log").read_text().partition(event["sites"]["south"]["reference"])[2]
+        assert "the disk is full. Free some space" in said
+    there = {(e["event"], e["cycle"], e["round"]): set(e["sites"]) for e in record if e["event"] in ("train", "assess")}
+    everybody = {"north", "south", "west"}
+    assert all(sites == (everybody - {"south"} if cycle == 1 else everybody) for (_, cycle, _), sites in there.items())
+    assert record[-1]["event"] == "end"
+    assert record[-1]["labels_total"] == 9
+    store = Store.at(south / "site.db")
+    store.check_conserved()
+    store.close()
+    assert not list(south.rglob("*.part"))
+    assert str(tmp_path) not in (folder / "history.jsonl").read_text()
+
+
+def test_a_run_that_needs_the_site_stops_and_goes_on_when_there_is_room(
+    tiny_config: Config, tmp_path: Path, fill_disk: FillDisk
+) -> None:
+    config, needed = tiny_config(cycles=1), ["federation.min_sites=3"]
+    fill_disk(tmp_path / "run" / "sites" / "south", 1)
+    with pytest.raises(FederationFault, match=r"2 of 3 sites answered, 3 are needed.*south: storage.*--resume"):
+        simulate(config, needed, out=tmp_path / "run")
+    simulate(config, needed, out=tmp_path / "run", resume=True)
+    simulate(config, needed, out=tmp_path / "whole")
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
