@@ -43,7 +43,7 @@ def network_for(plan: Plan, *, purpose: str | None = None) -> nn.Module:
     """
     network: nn.Module = build_network(
         plan.network.name,
-        in_channels=plan.preprocess.channels,
+        in_channels=plan.preprocess.in_channels,
         classes=len(plan.classes),
         norm=plan.network.norm,
         dropout=plan.network.dropout,

@@ -20,7 +20,7 @@ from client.plan import Plan
 from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
-from client.site import Site
+from client.site import Site, Slices
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
@@ -49,6 +49,8 @@ class SamTeacher:
         adapter: what the federation trained of SAM so far, by name; empty where nothing is trained.
         cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
             its encoder embeds the images until the cycle ends.
+        slices: where the images of cases come from.
+        specialist: who is compared with SAM, and who predicts slices beside the asked ones; its mode is left as it is.
 
     Raises:
         SiteFault: the site's checkpoint is not of the size that the run adapts.
@@ -62,8 +64,11 @@ class SamTeacher:
         *,
         adapter: Mapping[str, Tensor],
         cycle_adapter: Mapping[str, Tensor] | None,
+        slices: Slices,
+        specialist: nn.Module,
     ) -> None:
         self._site, self._plan, self._settings, self._when = site, plan, plan.sam, when
+        self._slices, self._specialist = slices, specialist
         self._base = load_sam(site.settings.sam_checkpoint, device=site.device)
         if adapter and self._base.name != plan.sam.size:
             raise SiteFault(
@@ -92,12 +97,8 @@ class SamTeacher:
         return bool((self.trust[1:] > 0).any())
 
     @torch.no_grad()
-    def meet(self, labelled: Sequence[Case], take: Take, *, specialist: nn.Module) -> None:
-        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on the others.
-
-        Args:
-            specialist: asked in evaluation mode, and left in the mode that it was in.
-        """
+    def meet(self, labelled: Sequence[Case], take: Take) -> None:
+        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on the others."""
         judges = list(range(len(labelled)))
         if self._adapter:
             self._learns_from, judges = fold(labelled, self._site.store.labelled_patients())
@@ -106,15 +107,13 @@ class SamTeacher:
         drawn = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust").permutation(judges)[:TRUST_CASES]
         rows = np.sort(drawn.astype(np.int64))
         classes = len(self._plan.classes)
-        shown, patients, mode = [torch.zeros(0, classes)], list[str](), specialist.training
-        specialist.eval()
+        shown, patients = [torch.zeros(0, classes)], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = take(rows[start : start + TRUST_BATCH])
-            probs = specialist(images).softmax(1)
+            probs = self._predicted(images)
             prompts, masks, kept = self._ask(cases, images, probs)
             shown.append(advantages(probs.argmax(1), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
-        specialist.train(mode)
         self.trust = trust_from(torch.cat(shown), patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
         self._site.log.info("cycle %d, round %d: trust in SAM: %s", *self._when, told)
@@ -130,7 +129,7 @@ class SamTeacher:
         if not self._adapter or not self._learns_from:
             return self._adapter, {}
         cases, images, labels = take(self._learns_from)
-        embeddings = None
+        images, embeddings = self._own_channels(images), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)
         learned, loss = train_adapter(
@@ -147,6 +146,9 @@ class SamTeacher:
     def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor]:
         """Prompts from a prediction (B, C+1, H, W), SAM's masks (P, H, W) for them, and which pass the gate (P,)."""
         settings = self._settings
+        images = self._own_channels(images)
+        if settings.beside:
+            probs = self._smoothed(cases, probs)
         prompts = prompts_from(probs, positives=settings.positives, negatives=settings.negatives)
         prompts = prompts.select(self.trust.to(probs.device)[prompts.class_index] > 0)
         size = (images.shape[-2], images.shape[-1])
@@ -167,6 +169,25 @@ class SamTeacher:
             min_stability=settings.min_stability,
         )
         return prompts, logits > 0, kept
+
+    def _own_channels(self, images: Tensor) -> Tensor:
+        """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""
+        channels, around = self._plan.preprocess.channels, self._plan.preprocess.neighbours
+        return images[:, around * channels : (around + 1) * channels]
+
+    def _smoothed(self, cases: Sequence[Case], probs: Tensor) -> Tensor:
+        """Predictions (B, C+1, H, W) of cases, half their own and a quarter of each slice's beside them."""
+        beside = [
+            self._predicted(self._slices.take(self._slices.beside(cases, step)).to(probs.device)) for step in (-1, 1)
+        ]
+        return 0.5 * probs + 0.25 * (beside[0] + beside[1])
+
+    def _predicted(self, images: Tensor) -> Tensor:
+        """The specialist's probabilities, in evaluation mode; left in the mode that it was in."""
+        mode = self._specialist.training
+        probs: Tensor = self._specialist.eval()(images).softmax(1)
+        self._specialist.train(mode)
+        return probs
 
 
 def _cache(site: Site, sam: Sam, *, adapted: bool) -> EmbeddingCache:

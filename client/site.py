@@ -15,7 +15,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ class Site:
 
     def _cache(self, prepare: Preprocess) -> Path:
         what = {"version": VERSION, "axis": self.settings.slice_axis, "window": self.settings.window}
-        text = json.dumps({**prepare.model_dump(), **what}, sort_keys=True)
+        text = json.dumps({**prepare.model_dump(exclude={"neighbours"}), **what}, sort_keys=True)
         return self.workspace / "cache" / f"slices-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def _images_csv(self) -> list[dict[str, str]]:
@@ -226,7 +226,22 @@ class Slices:
         return self._open[image_id]
 
     def take(self, cases: Sequence[Case]) -> Tensor:
-        """(B, K, size_px, size_px) float32 on the CPU."""
+        """What the network sees of each case, (B, K, size_px, size_px) float32 on the CPU.
+
+        In 2.5D the channels are those of the slices around it, from `neighbours` before to as many behind it; a volume's
+        first and last slice stand for those beyond.
+        """
+        around = self._prepare.neighbours
+        if not around:
+            return self._plain(cases)
+        return torch.cat([self._plain(self.beside(cases, step)) for step in range(-around, around + 1)], dim=1)
+
+    def beside(self, cases: Sequence[Case], step: int) -> list[Case]:
+        """The cases `step` slices further on, or the last ones of their volumes; for their images alone, not their labels."""
+        last = [len(self.image(case.image).slices) - 1 for case in cases]
+        return [replace(case, index=min(max(case.index + step, 0), end)) for case, end in zip(cases, last, strict=True)]
+
+    def _plain(self, cases: Sequence[Case]) -> Tensor:
         return torch.from_numpy(np.stack([self.image(case.image).slices[case.index] for case in cases]))
 
     def labels(self, cases: Sequence[Case]) -> Tensor:

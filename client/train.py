@@ -76,8 +76,16 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     draw = _Draw(site, plan, when, framework, labelled, unlabelled)
     sam = None
     if _uses_sam(plan, framework, unlabelled):
-        sam = SamTeacher(site, plan, (when.cycle, when.round), adapter=adapter, cycle_adapter=helpers.get(SAM))
-        sam.meet(labelled, draw.labelled, specialist=averages[0] if averages else student)
+        sam = SamTeacher(
+            site,
+            plan,
+            (when.cycle, when.round),
+            adapter=adapter,
+            cycle_adapter=helpers.get(SAM),
+            slices=draw.slices,
+            specialist=averages[0] if averages else student,
+        )
+        sam.meet(labelled, draw.labelled)
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)

@@ -70,11 +70,19 @@ class Preprocess(Settings):
 
     size_px: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="side of the network's input")
     channels: Literal[1, 3] = Field(1, description="1: grey (colour is averaged); 3: RGB pictures")
+    neighbours: Literal[0, 1, 2] = Field(
+        0, description="2.5D: slices on either side of a volume's slice that the network sees as further channels"
+    )
     spacing_mm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="resample in-plane to this pixel size before fit and pad; none: scale to fit"
     )
     low_percentile: Annotated[float, Field(ge=0, lt=50)] = Field(0.5, description="intensity clip, per image")
     high_percentile: Annotated[float, Field(gt=50, le=100)] = Field(99.5, description="intensity clip, per image")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what the network sees: the slice's own, and those of its neighbours."""
+        return self.channels * (2 * self.neighbours + 1)
 
 
 class Network(Settings):
@@ -114,6 +122,7 @@ class Sam(Settings):
     positives: Count = Field(1, description="prompt with so many clicks inside it")
     negatives: Count = Field(2, description="prompt with so many clicks outside, where the class surely is not")
     mask: bool = Field(False, description="prompt with the prediction itself, as a coarse mask")
+    beside: bool = Field(False, description="make prompts from the predictions of a slice and of those beside it together")
     min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU; 0 asks for none")
     min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
     min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")

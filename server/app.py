@@ -127,7 +127,7 @@ def initial_weights(run: Run) -> Weights:
     """The weights every run with this seed and network starts from."""
     network = build_network(
         run.network.name,
-        in_channels=run.preprocess.channels,
+        in_channels=run.preprocess.in_channels,
         classes=len(run.classes),
         norm=run.network.norm,
         dropout=run.network.dropout,
