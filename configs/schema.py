@@ -96,7 +96,9 @@ class Network(Settings):
 class Train(Settings):
     """Local training; a round is a fixed number of local steps."""
 
-    framework: Literal["supervised", "mean_teacher"] = Field("mean_teacher", description="semi-supervised framework")
+    framework: Literal["supervised", "mean_teacher", "uncertainty_aware", "cross_pseudo", "unimatch", "copy_paste"] = Field(
+        "mean_teacher", description="semi-supervised framework"
+    )
     rounds_per_cycle: Positive = Field(3, description="federated rounds in a cycle")
     local_steps: Positive = Field(20, description="gradient steps a site takes in a round")
     batch_labelled: Positive = Field(8, description="labelled images in a batch")

@@ -8,6 +8,8 @@ image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -125,9 +127,56 @@ def forward_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
     return logits, output.mean(dim=(2, 3))
 
 
+@torch.no_grad()
+def probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """(B, C + 1, H, W) of images (B, K, H, W), without gradient or dropout; the network's mode is as it was."""
+    mode = network.training
+    network.eval()
+    try:
+        probs: Tensor = network(images).softmax(dim=1)
+    finally:
+        network.train(mode)
+    return probs
+
+
+@contextmanager
+def feature_dropout(network: nn.Module, *, p: float, generator: torch.Generator) -> Iterator[None]:
+    """Within the block, the decoder sees the encoder's features with channels dropped: UniMatch's perturbation.
+
+    Of every image and at every level, the bottleneck included, a channel is 0 with probability p and else divided by
+    1 − p. What goes down the encoder is not touched.
+
+    Args:
+        network: as for `forward_features`.
+        p: in [0, 1).
+        generator: the only randomness; it is advanced by every forward pass.
+    """
+
+    def dropped(features: Tensor) -> Tensor:
+        kept = torch.rand(features.shape[:2], generator=generator, device=generator.device) >= p
+        return features * (kept.to(features) / (1.0 - p))[:, :, None, None]
+
+    def joined(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A skip connection's output is its input, the encoder's features, and behind it what came up from below."""
+        channels = inputs[0].shape[1]
+        return torch.cat([dropped(output[:, :channels]), output[:, channels:]], dim=1)
+
+    bottleneck = _bottleneck(network)
+    with ExitStack() as hooks:
+        hooks.callback(bottleneck.register_forward_hook(lambda _module, _inputs, output: dropped(output)).remove)
+        for skip in _skips(network):
+            hooks.callback(skip.register_forward_hook(joined).remove)
+        yield
+
+
+def _skips(network: nn.Module) -> list[SkipConnection]:
+    """MONAI nests a skip connection in each other, and `modules` lists the outer ones first."""
+    return [module for module in network.modules() if isinstance(module, SkipConnection)]
+
+
 def _bottleneck(network: nn.Module) -> nn.Module:
-    """The innermost block: MONAI nests a skip connection in each other, and `modules` lists the outer ones first."""
-    skips = [module for module in network.modules() if isinstance(module, SkipConnection)]
+    """The innermost block."""
+    skips = _skips(network)
     if not skips:
         raise TypeError(f"{type(network).__name__} has no bottleneck, so no features: use one of {list(NETWORKS)}")
     inner: nn.Module = skips[-1].submodule

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import strategies.torchvision_ops  # noqa: F401  before MONAI, which imports torchvision where it finds it
 
 from monai.networks.layers.spatial_transforms import AffineTransform  # isort: skip
 
-_bilinear = AffineTransform(
-    normalized=True, mode="bilinear", padding_mode="zeros", align_corners=False, reverse_indexing=False
-)
-_nearest = AffineTransform(
-    normalized=True, mode="nearest", padding_mode="zeros", align_corners=False, reverse_indexing=False
-)
+_bilinear = AffineTransform(normalized=True, mode="bilinear", padding_mode="zeros", align_corners=False, reverse_indexing=False)
+_nearest = AffineTransform(normalized=True, mode="nearest", padding_mode="zeros", align_corners=False, reverse_indexing=False)
 
 
 @dataclass(frozen=True)
@@ -179,3 +176,25 @@ def augment(images: Tensor, labels: Tensor, *, generator: torch.Generator, flip:
     warp = draw_warp(len(images), size=(height, width), generator=generator, flip=flip)
     intensity = draw_intensity(images.shape, generator=generator)
     return intensity.images(warp.images(images)), warp.labels(labels)
+
+
+BLUR_HIGHEST_PX = 2
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Each image smoothed by a Gaussian of its own width; the border's values go on outside.
+
+    Args:
+        images: (B, K, H, W) float.
+        sigma: (B,) in pixels, from 0 (left as it is) to `BLUR_HIGHEST_PX`.
+    """
+    if float(sigma.max()) > BLUR_HIGHEST_PX:
+        raise ValueError(f"a blur of sigma {float(sigma.max()):g} px is cut off: at most {BLUR_HIGHEST_PX} px")
+    batch, channels = images.shape[:2]
+    radius = 3 * BLUR_HIGHEST_PX
+    places = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = (-0.5 * (places / sigma.clamp(min=1e-3)[:, None]).square()).softmax(dim=1).to(images)
+    kernel = weights.repeat_interleave(channels, dim=0)  # one group of the convolution for each channel of each image
+    one = functional.pad(images.reshape(1, batch * channels, *images.shape[2:]), (radius,) * 4, mode="replicate")
+    across = functional.conv2d(one, kernel[:, None, None, :], groups=batch * channels)
+    return functional.conv2d(across, kernel[:, None, :, None], groups=batch * channels).view_as(images)

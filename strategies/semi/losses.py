@@ -66,3 +66,22 @@ def consistency(probs: Tensor, target: Tensor, valid: Tensor | None = None) -> T
         return squares.mean()
     mask = valid.to(squares)
     return ((squares * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)).mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Cross entropy with pseudo-labels: per image summed and divided by its valid pixels, then the mean over images.
+
+    Args:
+        logits: (B, C + 1, H, W).
+        labels: (B, H, W) int64, 0..C or IGNORE. An ignored pixel adds nothing to the sum but is divided by: the fewer
+            pixels are sure, the smaller the loss (FixMatch, Sohn et al., NeurIPS 2020, equation 4).
+        valid: (B, H, W) bool, the pixels that count at all; all by default. An image without any gives 0.
+
+    Returns:
+        A scalar ≥ 0.
+    """
+    entropy = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    if valid is None:
+        return entropy.mean()
+    mask = valid.to(entropy)
+    return ((entropy * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)).mean()

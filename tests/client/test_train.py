@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 
 from client.annotate.worklist import carry_out, collect
 from client.faults import SiteFault
-from client.plan import Plan
+from client.plan import Plan, network_for
 from client.sam import Sam
 from client.site import Site
-from client.train import When, train
+from client.train import When, _weighted, train
 from configs.load import load
 from server.app import initial_weights, settings_for_sites
 from simulation.run import simulate
 from strategies.records import Weights
+from strategies.semi import FRAMEWORKS
 from strategies.semi.prompts import Prompts
 
 NOW = When(cycle=1, round=1, step=0, total_steps=8)
@@ -53,13 +55,15 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 OPEN = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
 """SAM with an open gate: all that it says counts fully."""
 
+SAMS = [("sam.enabled=false",), OPEN, (*OPEN, "sam.mask=true", "sam.min_stability=0.1"), (*OPEN[:3], "sam.trust=true")]
+
 
 @pytest.mark.parametrize(
-    "sam", [("sam.enabled=false",), OPEN, (*OPEN, "sam.mask=true", "sam.min_stability=0.1"), (*OPEN[:3], "sam.trust=true")]
+    ("framework", "sam"), [("mean_teacher", sam) for sam in SAMS] + [(f, OPEN) for f in FRAMEWORKS if f != "mean_teacher"]
 )
-def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, sam: tuple[str, ...]) -> None:
+def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make, framework: str, sam: tuple[str, ...]) -> None:
     """The leak test: noise in place of every hidden label that was not bought leaves the round bit-identical."""
-    site, plan, weights = joined(*sam)
+    site, plan, weights = joined(f'train.framework="{framework}"', *sam, "train.local_steps=3")
     before = train(site, plan, NOW, weights, helpers={})
     rng = np.random.default_rng(1)
     for path in (site.workspace / "hidden").glob("*.npz"):
@@ -101,8 +105,9 @@ def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
         assert torch.all((value - 3.0 * kept).abs() < 1.0), name
 
 
-def test_sam_takes_part_and_its_term_has_a_gradient(joined: Make) -> None:
-    site, plan, weights = joined(*OPEN, "sam.weight=5.0")
+@pytest.mark.parametrize("framework", [name for name, framework in FRAMEWORKS.items() if framework.uses_unlabelled])
+def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: Make, framework: str) -> None:
+    site, plan, weights = joined(*OPEN, "sam.weight=5.0", f'train.framework="{framework}"')
     with_sam = train(site, plan, NOW, weights, helpers={})
     assert with_sam.losses["sam"] > 0
     without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
@@ -137,6 +142,72 @@ def test_a_sam_that_adds_nothing_to_the_labelled_cases_leaves_the_round_as_it_is
     believing = plan.model_copy(update={"sam": plan.sam.model_copy(update={"trust": False})})
     harmed = train(site, believing, later, then, helpers=trained.helpers)
     assert not same(harmed.student, plain.student), "without trust it would have counted"
+
+
+# ----------------------------------------------------------------------------------------------------------- frameworks
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_round_of_every_framework_repeats_and_goes_on_from_its_helpers(joined: Make, framework: str, dropout: float) -> None:
+    """What a killed round needs: the same weights and helpers give the same round, whatever ran before it."""
+    site, plan, weights = joined(f'train.framework="{framework}"', f"network.dropout={dropout}")
+    first = train(site, plan, NOW, weights, helpers={})
+    assert set(first.helpers) == set(FRAMEWORKS[framework].helpers)
+    kept = {name: {key: value.clone() for key, value in state.items()} for name, state in first.helpers.items()}
+    later = When(1, 2, 2, 8)
+    second, again = (train(site, plan, later, weights, helpers=first.helpers) for _ in range(2))
+    assert same(second.student, again.student)
+    assert second.losses == again.losses
+    for name, state in first.helpers.items():
+        assert same(second.helpers[name], again.helpers[name])
+        assert same(state, kept[name]), "the helpers that were given are left alone"
+        assert not same(second.helpers[name], state)
+    if "peer" in first.helpers:
+        assert not same(second.helpers["peer"], train(site, plan, later, weights, helpers={}).helpers["peer"])
+
+
+def test_a_peer_begins_elsewhere_than_the_student_and_alike_at_every_site(joined: Make) -> None:
+    _, plan, weights = joined('train.framework="cross_pseudo"', labels=0)
+    one, other = (network_for(plan, purpose="peer").state_dict() for _ in range(2))
+    assert same(one, other)
+    assert any(not torch.equal(one[name], torch.from_numpy(value)) for name, value in weights.items())
+    reseeded = network_for(plan.model_copy(update={"seed": plan.seed + 1}), purpose="peer").state_dict()
+    assert not same(one, reseeded)
+
+
+def test_a_peer_learns_and_only_the_student_is_held_back(joined: Make) -> None:
+    options = 'train.framework="cross_pseudo"', "train.proximal_mu=1000.0", "train.local_steps=10"
+    site, plan, weights = joined(*options)
+    done = train(site, plan, NOW, weights, helpers={})
+    start = network_for(plan, purpose="peer").state_dict()
+    student = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
+    peer = sum(float((done.helpers["peer"][name] - value).square().sum()) for name, value in start.items())
+    assert peer > 2 * student > 0
+
+
+@pytest.mark.parametrize(
+    ("framework", "step", "expected"),
+    [
+        ("mean_teacher", 0, math.exp(-5)),
+        ("mean_teacher", 4, 1.0),
+        ("unimatch", 0, 1.0),
+        ("copy_paste", 0, 1.0),
+    ],
+)
+def test_the_consistency_term_follows_the_ramp_where_the_framework_has_one(
+    joined: Make, framework: str, step: int, expected: float
+) -> None:
+    _, plan, _ = joined(f'train.framework="{framework}"', "train.consistency_weight=3.0", labels=0)
+    terms = {"supervised": torch.tensor(10.0), "consistency": torch.tensor(1.0)}
+    found = _weighted(terms, FRAMEWORKS[framework], plan, step, 8)  # the ramp takes half of the 8 steps
+    assert float(found) == pytest.approx(10 + 3 * expected)
+
+
+def test_copy_paste_mixes_labelled_images_alone_in_the_first_fifth_of_the_run(joined: Make) -> None:
+    site, plan, weights = joined('train.framework="copy_paste"')
+    assert set(train(site, plan, When(1, 1, 0, 100), weights, helpers={}).losses) == {"supervised", "total"}
+    assert set(train(site, plan, When(1, 9, 20, 100), weights, helpers={}).losses) == {"supervised", "consistency", "total"}
 
 
 def test_supervised_uses_no_unlabelled_image(joined: Make) -> None:

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests_support import TINY, events, timeless
+
+from client.models import load_models
 
 KILLS = [
     # function, at which call, before or after it
@@ -33,7 +36,14 @@ KILLS = [
     ("server.history:History.append", 12, "after"),  # end
 ]
 
-CHILD = '''
+PEER_KILLS = [
+    ("client.app:train", 5, "before"),  # one site's peer has gone on, the next one's has not
+    ("client.app:save_models", 5, "before"),
+    ("client.app:save_models", 8, "after"),  # second cycle
+]
+"""With a framework whose sites keep a second network that learns."""
+
+CHILD = """
 import importlib, os, signal, sys
 from pathlib import Path
 import simulation.run
@@ -82,21 +92,45 @@ for number, (target, call, when) in enumerate(kills):
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
     assert forked(lambda: simulate(config, late, out=out, resume=True)) == 0, f"resuming after {target}"
 print("done")
-'''
+"""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """All killed and resumed runs, by one process that imports once and forks for each."""
-    root = tmp_path_factory.mktemp("killed")
-    (root / "tiny.toml").write_text(TINY.format(root=tiny_data))
-    command = [sys.executable, "-c", CHILD, str(root / "tiny.toml"), str(root), repr(KILLS)]
+    return killed_runs(tmp_path_factory.mktemp("killed"), TINY.format(root=tiny_data), KILLS)
+
+
+@pytest.fixture(scope="module")
+def peer_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    text = TINY.format(root=tiny_data).replace("mean_teacher", "cross_pseudo")
+    return killed_runs(tmp_path_factory.mktemp("peers"), text, PEER_KILLS)
+
+
+def killed_runs(root: Path, config: str, kills: list[tuple[str, int, str]]) -> Path:
+    (root / "tiny.toml").write_text(config)
+    command = [sys.executable, "-c", CHILD, str(root / "tiny.toml"), str(root), repr(kills)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
 
-@pytest.mark.parametrize("number", range(len(KILLS)), ids=[f"{k[2]} {k[0].split(':')[1]} {k[1]}" for k in KILLS])
+def names(kills: list[tuple[str, int, str]]) -> list[str]:
+    return [f"{when} {target.split(':')[1]} {call}" for target, call, when in kills]
+
+
+@pytest.mark.parametrize("number", range(len(PEER_KILLS)), ids=names(PEER_KILLS))
+def test_a_killed_run_with_peers_goes_on_where_it_was(peer_runs: Path, number: int) -> None:
+    assert timeless(peer_runs / f"killed{number}") == timeless(peer_runs / "whole")
+    for site in ("north", "south", "west"):
+        of_both = (
+            load_models(peer_runs / run / "sites" / site / "models" / "local.safetensors") for run in (f"killed{number}", "whole")
+        )
+        one, other = (models.helpers["peer"] for models in of_both if models is not None)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", range(len(KILLS)), ids=names(KILLS))
 def test_a_killed_run_goes_on_where_it_was(runs: Path, number: int) -> None:
     assert timeless(runs / f"killed{number}") == timeless(runs / "whole")
     folder = runs / f"killed{number}"

@@ -25,6 +25,7 @@ from simulation import run as simulation_run
 from simulation.inline import InlineGrid
 from simulation.run import RunFolderError, simulate
 from strategies import wire
+from strategies.semi import FRAMEWORKS
 
 Config = Callable[..., Path]
 SITES = ["north", "south", "west"]
@@ -147,9 +148,7 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
     assert secret not in (folder / "history.jsonl").read_text()
 
 
-def test_a_late_site_does_not_block_the_others(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         """Time passes only while somebody waits."""
 
@@ -279,6 +278,37 @@ def test_every_query_runs_in_the_loop(tiny_config: Config, tmp_path: Path, query
         tiny_config(rounds_per_cycle=1), [f'query.strategy="{query}"', f'query.model="{model}"'], out=tmp_path / "run"
     )
     assert events(folder)[-1]["labels_total"] == 9
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_framework_runs_in_the_loop(tiny_config: Config, tmp_path: Path, framework: str) -> None:
+    folder = simulate(tiny_config(cycles=1, framework=framework), ["sam.enabled=true"], out=tmp_path / "run")
+    trained = [event for event in events(folder) if event["event"] == "train"]
+    assert [set(event["sites"]) for event in trained] == [set(SITES)] * 2
+    for name in SITES:
+        losses = trained[-1]["sites"][name]["losses"]
+        assert {"supervised", "total"} <= set(losses) <= set(wire.LOSSES)
+        assert ("consistency" in losses) == FRAMEWORKS[framework].uses_unlabelled
+    assert not [event for event in events(folder) if event["event"] == "refused"]
+
+
+@pytest.mark.parametrize(("restart", "fresh"), [("initial", True), ("continue", False)])
+def test_a_peer_starts_anew_where_the_cycles_do(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str, fresh: bool
+) -> None:
+    given: list[bool] = []
+    honest: Callable[..., Any] = vars(client_app)["train"]
+
+    def train(site: Site, *args: Any, helpers: Any) -> Any:
+        given.extend([bool(helpers)] if site.name == "south" else [])
+        return honest(site, *args, helpers=helpers)
+
+    monkeypatch.setattr("client.app.train", train)
+    config = tiny_config(framework="cross_pseudo", local_steps=1)
+    simulate(config, [f'federation.restart="{restart}"'], out=tmp_path / "run")
+    assert given == [False, True, not fresh, True]
+    simulate(config, [f'federation.restart="{restart}"'], out=tmp_path / "run", fresh=True)
+    assert not given[4], "another run"
 
 
 def test_bald_with_dropout_and_proximal_and_clipping_run(tiny_config: Config, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from strategies.networks import GROUPS, NETWORKS, build_network, forward_features
+from strategies.networks import GROUPS, NETWORKS, build_network, feature_dropout, forward_features, probabilities
 from strategies.semi import losses
 
 
@@ -44,9 +44,7 @@ def test_every_norm_fits_every_number_of_classes(name: str, norm: str, channels:
 
 def test_group_norm_has_eight_groups_where_they_fit() -> None:
     groups = {
-        module.num_channels: module.num_groups
-        for module in default(norm="group").modules()
-        if isinstance(module, nn.GroupNorm)
+        module.num_channels: module.num_groups for module in default(norm="group").modules() if isinstance(module, nn.GroupNorm)
     }
     assert groups == {16: GROUPS, 32: GROUPS, 64: GROUPS, 128: GROUPS, 256: GROUPS, 4: 4}
 
@@ -134,6 +132,52 @@ def test_features_of_a_copy_are_the_copy_s() -> None:
 def test_a_network_without_bottleneck_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Conv2d.*unet"):
         forward_features(nn.Conv2d(1, 2, 1), images(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_feature_dropout_reaches_what_the_decoder_sees_and_leaves_the_encoder_alone(name: str) -> None:
+    """Against the network walked by hand: down undisturbed, then up over features whose channels are dropped."""
+    network, batch = default(name).eval(), images(3, side=48)
+
+    def walk(block: nn.Module, deep: Tensor, draw: torch.Generator) -> Tensor:
+        if not isinstance(block, nn.Sequential):
+            return drop(block(deep), draw)  # the bottleneck
+        features = block[0](deep)
+        below = walk(block[1].get_submodule("submodule"), features, draw)
+        answer: Tensor = block[2](torch.cat([drop(features, draw), below], dim=1))
+        return answer
+
+    def drop(features: Tensor, draw: torch.Generator) -> Tensor:
+        kept = torch.rand(features.shape[0], features.shape[1], generator=draw) >= 0.5
+        return torch.where(kept[:, :, None, None], features / 0.5, torch.zeros(()))
+
+    with feature_dropout(network, p=0.5, generator=torch.Generator().manual_seed(4)):
+        found = network(batch)
+    expected = walk(network.get_submodule("model"), batch, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, network(batch))
+
+
+def test_feature_dropout_ends_with_its_block_and_leaves_the_global_generator_alone() -> None:
+    network, batch, state = default("unet_tiny"), images(2), torch.get_rng_state()
+    plain = network(batch)
+    with feature_dropout(network, p=0.0, generator=torch.Generator()):
+        torch.testing.assert_close(network(batch), plain)
+    with pytest.raises(RuntimeError), feature_dropout(network, p=0.5, generator=torch.Generator()):
+        network(images(1, channels=2))
+    assert torch.equal(network(batch), plain)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(TypeError, match="bottleneck"), feature_dropout(nn.Conv2d(1, 2, 1), p=0.5, generator=torch.Generator()):
+        pass
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_probabilities_are_without_dropout_and_gradient_and_leave_the_mode(training: bool) -> None:
+    network, batch = default("unet_tiny", dropout=0.3).train(training), images(2)
+    probs = probabilities(network, batch)
+    assert network.training is training
+    assert not probs.requires_grad
+    torch.testing.assert_close(probs, network.eval()(batch).softmax(1).detach())
 
 
 # ------------------------------------------------------------------------------------------------ per-sample gradients

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from strategies.semi.augment import Intensity, Warp, augment, draw_intensity, draw_warp
+from strategies.semi.augment import Intensity, Warp, augment, blur, draw_intensity, draw_warp
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -131,9 +132,7 @@ def test_what_comes_from_outside_is_background_and_not_valid() -> None:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), height=st.integers(8, 64), width=st.integers(8, 64), flip=st.booleans())
 def test_maps_turn_and_zoom_within_their_limits_and_never_shear(seed: int, height: int, width: int, flip: bool) -> None:
-    warp = draw_warp(
-        8, size=(height, width), generator=generator(seed), flip=flip, degrees=20.0, scale=0.15, shift=0.05
-    )
+    warp = draw_warp(8, size=(height, width), generator=generator(seed), flip=flip, degrees=20.0, scale=0.15, shift=0.05)
     matrix = in_pixels(warp).double()
     gram = matrix.mT @ matrix
     zoom = gram[:, 0, 0].rsqrt()
@@ -216,3 +215,15 @@ def test_intensity_keeps_the_order_of_grey_values_and_differs_between_images() -
     assert torch.equal(ramp, before), "the caller's images stay as they are"
     assert (seen.diff(dim=1) >= 0).all()
     assert len({tuple(row.tolist()) for row in seen}) == 6
+
+
+def test_blur_is_a_gaussian_of_each_image_s_own_width() -> None:
+    images, sigma = torch.rand(4, 2, 9, 24, generator=generator()), torch.tensor([0.0, 0.3, 1.0, 2.0])
+    blurred = blur(images, sigma)
+    assert torch.equal(blurred[0], images[0])
+    for image, result, width in zip(images[1:], blurred[1:], sigma[1:].tolist(), strict=True):
+        for channel, found in zip(image, result, strict=True):
+            expected = gaussian_filter(channel.double().numpy(), width, mode="nearest", radius=6)
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="at most 2 px"):
+        blur(images, sigma + 0.1)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.semi.losses import IGNORE, consistency, supervised, supervised_per_image
+from strategies.semi.losses import IGNORE, consistency, cross_entropy, supervised, supervised_per_image
 
 
 def slow_supervised(logits: Tensor, labels: Tensor) -> list[float]:
@@ -37,9 +37,7 @@ def slow_supervised(logits: Tensor, labels: Tensor) -> list[float]:
     return values
 
 
-def case(
-    seed: int, *, batch: int, classes: int, height: int, width: int, ignored: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def case(seed: int, *, batch: int, classes: int, height: int, width: int, ignored: float = 0.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(batch, classes + 1, height, width, generator=generator)
     labels = torch.randint(0, classes + 1, (batch, height, width), generator=generator)
@@ -56,9 +54,7 @@ def case(
     width=st.integers(1, 6),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_equals_the_formula_image_by_image(
-    seed: int, batch: int, classes: int, height: int, width: int, ignored: float
-) -> None:
+def test_equals_the_formula_image_by_image(seed: int, batch: int, classes: int, height: int, width: int, ignored: float) -> None:
     logits, labels = case(seed, batch=batch, classes=classes, height=height, width=width, ignored=ignored)
     expected = torch.tensor(slow_supervised(logits, labels))
     torch.testing.assert_close(supervised_per_image(logits, labels).double(), expected.double(), rtol=1e-4, atol=1e-5)
@@ -113,9 +109,7 @@ def test_consistency_counts_valid_pixels_image_by_image() -> None:
     target = torch.randn(3, 4, 5, 5, generator=generator).softmax(1).requires_grad_()
     valid = torch.rand(3, 5, 5, generator=generator) < 0.5
     valid[2] = False
-    expected = sum(
-        ((probs[i] - target[i]) ** 2)[:, valid[i]].mean().item() if valid[i].any() else 0.0 for i in range(3)
-    )
+    expected = sum(((probs[i] - target[i]) ** 2)[:, valid[i]].mean().item() if valid[i].any() else 0.0 for i in range(3))
     loss = consistency(probs, target, valid)
     assert loss.item() == pytest.approx(expected / 3, rel=1e-5)
     torch.autograd.backward(loss)
@@ -129,3 +123,25 @@ def test_consistency_without_a_mask_is_the_mean_squared_error() -> None:
     torch.testing.assert_close(consistency(probs, target), torch.nn.functional.mse_loss(probs, target))
     everything = torch.ones(2, 4, 4, dtype=torch.bool)
     torch.testing.assert_close(consistency(probs, target, everything), torch.nn.functional.mse_loss(probs, target))
+
+
+def test_cross_entropy_divides_by_valid_pixels_and_so_counts_ignored_ones() -> None:
+    probs = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.3, 0.3, 0.4]])
+    logits = probs.log().T.reshape(1, 3, 1, 4)
+    labels = torch.tensor([[[0, IGNORE, 2, 1]]])
+    valid = torch.tensor([[[True, True, True, False]]])
+    first, third, fourth = -math.log(0.5), -math.log(0.6), -math.log(0.3)
+    assert float(cross_entropy(logits, labels)) == pytest.approx((first + third + fourth) / 4)
+    assert float(cross_entropy(logits, labels, valid)) == pytest.approx((first + third) / 3)
+    assert float(cross_entropy(logits, labels, torch.zeros_like(valid))) == 0
+    two, both = logits.repeat(2, 1, 1, 1), torch.cat([valid, torch.ones_like(valid)])
+    expected = ((first + third) / 3 + (first + third + fourth) / 4) / 2
+    assert float(cross_entropy(two, labels.repeat(2, 1, 1), both)) == pytest.approx(expected)
+
+
+def test_ignored_pixels_of_cross_entropy_have_no_gradient() -> None:
+    logits, labels = case(0, batch=2, classes=2, height=4, width=4, ignored=0.5)
+    logits.requires_grad_()
+    cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool)).backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(1) > 0).equal(labels != IGNORE)
