@@ -21,6 +21,7 @@ from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
+from strategies.networks import probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
@@ -110,7 +111,7 @@ class SamTeacher:
         shown, patients = [torch.zeros(0, classes)], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = take(rows[start : start + TRUST_BATCH])
-            probs = self._predicted(images)
+            probs = probabilities(self._specialist, images)
             prompts, masks, kept = self._ask(cases, images, probs)
             shown.append(advantages(probs.argmax(1), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
@@ -177,17 +178,11 @@ class SamTeacher:
 
     def _smoothed(self, cases: Sequence[Case], probs: Tensor) -> Tensor:
         """Predictions (B, C+1, H, W) of cases, half their own and a quarter of each slice's beside them."""
-        beside = [
-            self._predicted(self._slices.take(self._slices.beside(cases, step)).to(probs.device)) for step in (-1, 1)
-        ]
-        return 0.5 * probs + 0.25 * (beside[0] + beside[1])
-
-    def _predicted(self, images: Tensor) -> Tensor:
-        """The specialist's probabilities, in evaluation mode; left in the mode that it was in."""
-        mode = self._specialist.training
-        probs: Tensor = self._specialist.eval()(images).softmax(1)
-        self._specialist.train(mode)
-        return probs
+        before, behind = (
+            probabilities(self._specialist, self._slices.take(self._slices.beside(cases, step)).to(probs.device))
+            for step in (-1, 1)
+        )
+        return 0.5 * probs + 0.25 * (before + behind)
 
 
 def _cache(site: Site, sam: Sam, *, adapted: bool) -> EmbeddingCache:

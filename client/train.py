@@ -73,9 +73,9 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     networks = _helpers(framework, plan, student, helpers)
     averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
-    draw = _Draw(site, plan, when, framework, labelled, unlabelled)
+    draw = _Draw(site, plan, when, labelled)
     sam = None
-    if _uses_sam(plan, framework, unlabelled):
+    if plan.sam.enabled and plan.sam.weight > 0 and unlabelled:
         sam = SamTeacher(
             site,
             plan,
@@ -86,18 +86,19 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             specialist=averages[0] if averages else student,
         )
         sam.meet(labelled, draw.labelled)
+    asked = sam is not None and sam.is_trusted
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)
     totals: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, when.cycle, when.round, "dropout"))
-        for index, (batch, cases) in enumerate(draw.batches()):
+        for index, (batch, cases) in enumerate(draw.batches(unlabelled if framework.uses_unlabelled or asked else [])):
             step = when.step + index
             now = _time(plan, step, when.total_steps)
             outcome = framework.terms(batch, student, networks, time=now, generator=draw.generator)
             terms = dict(outcome.losses)
-            if sam is not None and sam.is_trusted and index % plan.sam.every == 0:
+            if sam is not None and asked and index % plan.sam.every == 0:
                 assert outcome.teacher_probs is not None
                 assert outcome.logits_unlabelled is not None
                 assert batch.unlabelled is not None
@@ -151,10 +152,6 @@ def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: 
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
 
 
-def _uses_sam(plan: Plan, framework: Framework, unlabelled: Sequence[Case]) -> bool:
-    return plan.sam.enabled and plan.sam.weight > 0 and framework.uses_unlabelled and bool(unlabelled)
-
-
 def _helpers(
     framework: Framework, plan: Plan, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, nn.Module]:
@@ -181,21 +178,12 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 class _Draw:
     """The batches of a round: cases in shuffled passes, augmented on the device."""
 
-    def __init__(
-        self,
-        site: Site,
-        plan: Plan,
-        when: When,
-        framework: Framework,
-        labelled: Sequence[Case],
-        unlabelled: Sequence[Case],
-    ) -> None:
+    def __init__(self, site: Site, plan: Plan, when: When, labelled: Sequence[Case]) -> None:
         self.slices = Slices(site, plan.preprocess)
         self.generator = torch_generator(plan.seed, site.name, when.cycle, when.round, "augment")
         self._rng = numpy_rng(plan.seed, site.name, when.cycle, when.round, "batches")
         self._plan, self._device = plan, site.device
         self._labelled = labelled
-        self._unlabelled = unlabelled if framework.uses_unlabelled else []
         self._masks = self.slices.labels(labelled)
 
     def labelled(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[list[Case], Tensor, Tensor]:
@@ -203,20 +191,20 @@ class _Draw:
         cases = [self._labelled[row] for row in rows]
         return cases, self.slices.take(cases).to(self._device), self._masks[torch.as_tensor(rows)].to(self._device, torch.int64)
 
-    def batches(self) -> Iterator[tuple[Batch, list[Case]]]:
-        """`local_steps` batches, each with the unlabelled cases in it."""
+    def batches(self, unlabelled: Sequence[Case]) -> Iterator[tuple[Batch, list[Case]]]:
+        """`local_steps` batches, each with the cases of `unlabelled` in it."""
         train = self._plan.train
         of_labelled = _passes(len(self._labelled), train.batch_labelled, train.local_steps, self._rng)
-        of_unlabelled = _passes(len(self._unlabelled), train.batch_unlabelled, train.local_steps, self._rng)
+        of_unlabelled = _passes(len(unlabelled), train.batch_unlabelled, train.local_steps, self._rng)
         for rows, others in zip(of_labelled, of_unlabelled, strict=True):
             _, images, labels = self.labelled(rows)
-            cases = [self._unlabelled[row] for row in others]
-            unlabelled = self.slices.take(cases).to(self._device) if cases else None
+            cases = [unlabelled[row] for row in others]
+            others_seen = self.slices.take(cases).to(self._device) if cases else None
             warp, intensity = self._view(images)
             if warp is not None and intensity is not None:
                 images, labels = intensity.images(warp.images(images)), warp.labels(labels)
-            warp, intensity = (None, None) if unlabelled is None else self._view(unlabelled)
-            yield Batch(images, labels, unlabelled, warp, intensity), cases
+            warp, intensity = (None, None) if others_seen is None else self._view(others_seen)
+            yield Batch(images, labels, others_seen, warp, intensity), cases
 
     def _view(self, images: Tensor) -> tuple[Warp | None, Intensity | None]:
         if not self._plan.train.augment:

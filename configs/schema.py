@@ -116,7 +116,7 @@ class Train(Settings):
 class Sam(Settings):
     """SAM's help: a frozen promptable generalist whose masks are one more consistency target."""
 
-    enabled: bool = Field(True, description="whether SAM takes part (not with supervised training)")
+    enabled: bool = Field(True, description="whether SAM takes part, with whatever framework")
     checkpoint: str = Field("small", description='"small" (shipped) or the path of an official checkpoint')
     weight: Annotated[float, Field(ge=0)] = Field(0.3, description="mu: weight of the SAM term before its ramp")
     every: Positive = Field(1, description="ask SAM at every n-th step only")

@@ -27,7 +27,7 @@ def check(path: Path | None, overrides: Sequence[str], console: Console, *, expl
         return
     run = load(path, overrides)
     federation, train, budget = run.federation, run.train, run.budget
-    sam = "with SAM" if run.sam.enabled and train.framework != "supervised" else "without SAM"
+    sam = "with SAM" if run.sam.enabled else "without SAM"
     steps = federation.cycles * train.rounds_per_cycle * train.local_steps
     console.print(f"{path} is valid: run {run.name!r}, seed {run.seed}, classes {', '.join(run.classes)}.", highlight=False)
     console.print(

@@ -182,7 +182,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
 
 def _write_site_toml(run: Run, folder: Path) -> None:
     checkpoint = path_of(run.sam.checkpoint).resolve()
-    if run.sam.enabled and run.train.framework != "supervised" and not checkpoint.is_file():
+    if run.sam.enabled and not checkpoint.is_file():
         read(checkpoint)  # says what is missing and what to do, before anything is trained
     site = Site(
         name=folder.name,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from strategies.networks import probabilities
 from strategies.semi import losses
 from strategies.semi.batch import Batch, Outcome, Time
 
@@ -14,5 +15,13 @@ from strategies.semi.batch import Batch, Outcome, Time
 def terms(
     batch: Batch, student: nn.Module, helpers: Mapping[str, nn.Module], *, time: Time, generator: torch.Generator
 ) -> Outcome:
-    """The supervised loss of the labelled images; nothing else is looked at."""
-    return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+    """The supervised loss of the labelled images. Unlabelled ones, where the caller brings any, are only answered for."""
+    view = batch.student_view()
+    if view is None or batch.unlabelled is None:
+        return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+    labelled, unlabelled = student(torch.cat([batch.images, view])).split([len(batch.images), len(view)])
+    return Outcome(
+        losses={"supervised": losses.supervised(labelled, batch.labels)},
+        logits_unlabelled=unlabelled,
+        teacher_probs=probabilities(student, batch.unlabelled),
+    )

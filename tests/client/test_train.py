@@ -105,7 +105,7 @@ def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
         assert torch.all((value - 3.0 * kept).abs() < 1.0), name
 
 
-@pytest.mark.parametrize("framework", [name for name, framework in FRAMEWORKS.items() if framework.uses_unlabelled])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: Make, framework: str) -> None:
     site, plan, weights = joined(*OPEN, "sam.weight=5.0", f'train.framework="{framework}"')
     with_sam = train(site, plan, NOW, weights, helpers={})
