@@ -5,7 +5,7 @@
 Both sides take the same number of gradient steps in all (sites × rounds × 40, batch 8, 96 px), start from the same
 weights, and are tested on the same held-out patients of each site. The sites' slices are drawn at random, per seed.
 Five sites train side by side, so a federated model has behind it a fifth of the steps that the central one took one
-after the other: with few rounds this compares a model half trained with a finished one (12 rounds of 20 steps: .57 and .72),
+after the other: with few rounds this compares a model half trained with a finished one (12 rounds of 20 steps: .57, .72),
 so there are enough for both to be finished.
 """
 
