@@ -73,7 +73,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as name:
             options = [f"seed={seed}", 'train.framework="supervised"', "federation.cycles=1", f"budget.cold_start={LABELS}"]
-            options += [f"train.rounds_per_cycle={arguments.rounds}", f"train.local_steps={STEPS}", "save_pictures=false", "threads=1"]
+            options += [f"train.rounds_per_cycle={arguments.rounds}", f"train.local_steps={STEPS}"]
+            options += ["save_pictures=false", "threads=1"]
             folder = simulate(CONFIG, options, out=Path(name) / "run")
             dice = learning_curve(folder)[-1].dice_test
             assert dice is not None
