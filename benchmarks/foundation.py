@@ -10,50 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from scipy import stats
+from results import ROOT, Ended, Job, ended, run_job, with_interval, written_by
 
-from configs.load import dump, load
-from server.report_data import history_lines
-from simulation.run import simulate
-
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "foundation"
 PAGE = ROOT / "docs" / "results" / "foundation.md"
 ALL_LABELS = ("budget.cold_start=100000", "budget.per_cycle=0")
 QUICK = ("query.strategy=random", "federation.cycles=2", "train.rounds_per_cycle=3")
-THREADS = "threads=1"
-"""One thread for every run: results follow the count, and two runs side by side then use two cores well."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: its name in runs/foundation, its configuration and what is changed in it."""
-
-    name: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    engine: str = "inline"
-    group: str = "demo"
-
-    def seeded(self, seed: int) -> Job:
-        overrides = (*self.overrides, THREADS, f"seed={seed}")
-        return Job(f"{self.name}-seed{seed}", self.config, overrides, self.engine, self.group)
-
-    @property
-    def command(self) -> str:
-        """What reproduces it by hand."""
-        options = "".join(f" --set {override}" for override in self.overrides if not override.startswith("seed="))
-        return f"wardround simulate {self.config}{options}" + (" --engine cluster" if self.engine == "cluster" else "")
 
 
 JOBS = (
@@ -68,23 +34,6 @@ JOBS = (
     Job("engines-cluster", "configs/demo.toml", QUICK, "cluster", group="engines"),
 )
 BENCHMARKS = ("phantom_difficulty", "overhead", "memory", "quality", "sam_quality")
-
-
-def finished(folder: Path) -> bool:
-    path = folder / "history.jsonl"
-    return path.exists() and any(event.get("event") == "end" for event in history_lines(path)[0])
-
-
-def run_job(job: Job) -> None:
-    """Run, or go on with, a job; nothing to do where it has ended."""
-    folder = RUNS / job.name
-    config = folder / "config.toml"
-    stale = config.exists() and dump(load(config)) != dump(load(ROOT / job.config, job.overrides))
-    if finished(folder) and not stale:
-        return
-    begun = config.exists() and not stale
-    print(f"== {job.name}: {job.command}", flush=True)
-    simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
 
 
 def run_benchmark(name: str) -> None:
@@ -104,41 +53,8 @@ def run_benchmark(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What a finished run says of itself."""
-
-    dice_test: float | None
-    worst_test: float | None
-    labels: int | None
-    cases: int | None
-    seconds: float
-    events: list[Any]
-
-
-def ended(name: str) -> Ended | None:
-    folder = RUNS / name
-    if not finished(folder):
-        return None
-    events = list(history_lines(folder / "history.jsonl")[0])
-    last = [event for event in events if event["event"] == "assess"][-1]
-    pools = [site["cases"] for site in next(event for event in events if event["event"] == "join")["sites"].values()]
-    cases = None if any(pool is None for pool in pools) else sum(pools)
-    seconds = float(events[-1].get("seconds") or 0)
-    return Ended(last["dice_mean_test"], last["dice_worst_test"], last["labels_total"], cases, seconds, events)
-
-
-def with_interval(values: Sequence[float]) -> str:
-    """Mean, and the 95 % t interval over seeds where there are several."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f} (1 seed)"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} ± {half:.3f} ({len(values)} seeds)"
-
-
 def seeds_of(name: str) -> list[Ended]:
-    found = [ended(folder.name) for folder in sorted(RUNS.glob(f"{name}-seed*"))]
+    found = [ended(folder) for folder in sorted(RUNS.glob(f"{name}-seed*"))]
     return [run for run in found if run is not None]
 
 
@@ -212,13 +128,10 @@ def curves() -> list[str]:
 
 
 def write_page() -> None:
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
     text = [
         "# Foundation: what runs, and what comes out",
         "",
-        f"Written by `python benchmarks/foundation.py` at commit {commit}, on {machine}.",
+        written_by("foundation.py"),
         "Dice is that of held-out test volumes on their own grid: mean over volumes, then classes, then sites. Nothing was",
         "tuned on test patients of ACDC or STS.",
         "",
@@ -249,7 +162,7 @@ def main() -> None:
         for job in JOBS:
             for seed in range(arguments.seeds):
                 if job.group in arguments.only:
-                    run_job(job.seeded(seed))
+                    run_job(job.seeded(seed), RUNS)
         for name in BENCHMARKS if "benchmarks" in arguments.only else ():
             run_benchmark(name)
     write_page()

@@ -1,0 +1,165 @@
+"""What the programs that write result pages share: runs that are done once, their numbers, and intervals.
+
+A run lies in a folder of its own under runs/; one that has ended is not run again, one that was interrupted goes on, and
+one whose configuration has changed since is run anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from scipy import stats
+
+from client.evaluate import evaluate
+from client.plan import Plan, load_weights, network_for
+from client.site import Site
+from client.store import ImageRow
+from configs.files import write_text
+from configs.load import dump, load
+from server.app import settings_for_sites
+from server.report_data import history_lines
+from simulation.run import simulate
+from strategies.metrics import dice_by_class
+
+ROOT = Path(__file__).resolve().parents[1]
+THREADS = "threads=1"
+"""One thread for every run: results follow the count, and two runs side by side then use two cores well."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its name, its configuration and what is changed in it."""
+
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    engine: str = "inline"
+    group: str = "demo"
+
+    def seeded(self, seed: int) -> Job:
+        overrides = (*self.overrides, THREADS, f"seed={seed}")
+        return Job(f"{self.name}-seed{seed}", self.config, overrides, self.engine, self.group)
+
+    @property
+    def command(self) -> str:
+        """What reproduces it by hand."""
+        options = "".join(f" --set {override}" for override in self.overrides if not override.startswith("seed="))
+        return f"wardround simulate {self.config}{options}" + (" --engine cluster" if self.engine == "cluster" else "")
+
+
+def finished(folder: Path) -> bool:
+    path = folder / "history.jsonl"
+    return path.exists() and any(event.get("event") == "end" for event in history_lines(path)[0])
+
+
+def run_job(job: Job, runs: Path) -> None:
+    """Run, or go on with, a job; nothing to do where it has ended."""
+    folder = runs / job.name
+    config = folder / "config.toml"
+    stale = config.exists() and dump(load(config)) != dump(load(ROOT / job.config, job.overrides))
+    if finished(folder) and not stale:
+        return
+    begun = config.exists() and not stale
+    print(f"== {job.name}: {job.command}", flush=True)
+    simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a finished run says of itself."""
+
+    dice: float | None
+    dice_test: float | None
+    worst_test: float | None
+    labels: int | None
+    cases: int | None
+    seconds: float
+    events: list[Any]
+
+
+def ended(folder: Path) -> Ended | None:
+    """The numbers of a run that has ended, else None."""
+    if not finished(folder):
+        return None
+    events = list(history_lines(folder / "history.jsonl")[0])
+    last = [event for event in events if event["event"] == "assess"][-1]
+    pools = [site["cases"] for site in next(event for event in events if event["event"] == "join")["sites"].values()]
+    cases = None if any(pool is None for pool in pools) else sum(pools)
+    seconds = float(events[-1].get("seconds") or 0)
+    return Ended(
+        last["dice_mean"], last["dice_mean_test"], last["dice_worst_test"], last["labels_total"], cases, seconds, events
+    )
+
+
+def patient_dice(folder: Path, role: str = "test") -> dict[str, float]:
+    """Mean Dice over classes and volumes of each held-out patient (`site/patient`) by a run's final model; kept in the run."""
+    kept = folder / f"patients_{role}.json"
+    if kept.exists():
+        found: dict[str, float] = json.loads(kept.read_text())
+        return found
+    run = load(folder / "config.toml")
+    torch.set_num_threads(run.threads)
+    plan = Plan.read(settings_for_sites(run))
+    network = load_weights(network_for(plan), load_file(folder / "weights" / "final.safetensors"))
+    values: dict[str, list[float]] = {}
+    for workspace in sorted((folder / "sites").iterdir()):
+
+        def seen(image: ImageRow, truth: NDArray[np.uint8], mask: NDArray[np.uint8], site: str = workspace.name) -> None:
+            dice = dice_by_class(mask, truth, classes=len(plan.classes))
+            if np.isfinite(dice).any():
+                values.setdefault(f"{site}/{image.patient}", []).append(float(np.nanmean(dice)))
+
+        with Site(workspace) as site:
+            evaluate(site, network.to(site.device), plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
+    means = {patient: statistics.mean(dice) for patient, dice in sorted(values.items())}
+    write_text(kept, json.dumps(means))
+    return means
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean, and the 95 % t interval over seeds where there are several."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f} (1 seed)"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.3f} ± {half:.3f} ({len(values)} seeds)"
+
+
+def paired_bootstrap(
+    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]], *, draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean difference of two methods and its 95 % interval, resampling seeds and patients, both sides alike.
+
+    Args:
+        ours, theirs: one mapping for each seed, patient to Dice; the same seeds and the same patients.
+    """
+    patients = sorted(ours[0])
+    if len(ours) != len(theirs) or any(sorted(one) != patients for one in (*ours, *theirs)):
+        raise ValueError("a paired comparison needs the same seeds and patients on both sides")
+    apart = np.array([[a[p] - b[p] for p in patients] for a, b in zip(ours, theirs, strict=True)])
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, apart.shape[0], (draws, apart.shape[0]))
+    columns = rng.integers(0, apart.shape[1], (draws, apart.shape[1]))
+    means = np.array([apart[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(apart.mean()), float(low), float(high)
+
+
+def written_by(program: str) -> str:
+    """The sentence on top of a page: by what, at which commit, on which machine."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
+    return f"Written by `python benchmarks/{program}` at commit {commit}, on {machine}."

@@ -1,0 +1,150 @@
+"""The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
+
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final] [--seeds 5] [--write]
+
+Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
+hippocampus set, one seed. The two best frameworks and supervised training then go to the test patients with several
+seeds. Resumable: every run lies in runs/semi, a finished one is not run again. With --write nothing is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from results import ROOT, Job, ended, paired_bootstrap, patient_dice, run_job, with_interval, written_by
+
+from strategies.semi import FRAMEWORKS
+
+RUNS = ROOT / "runs" / "semi"
+PAGE = ROOT / "docs" / "results" / "semi.md"
+HELP = {
+    "no SAM": ("sam.enabled=false",),
+    "SAM": ("sam.enabled=true",),
+    "SAM that learns": ("sam.enabled=true", "sam.adapt=decoder"),
+}
+"""The columns of the screening, and what is changed for each."""
+
+TWO_SLICES = ("budget.cold_start=2", "budget.per_cycle=0", "federation.cycles=1")
+ALL = ("budget.cold_start=100000", "budget.per_cycle=0", "federation.cycles=1")
+STEPS = ("train.rounds_per_cycle=10", "train.local_steps=25", "train.batch_unlabelled=8", "save_pictures=false")
+"""The same steps for every run of the page."""
+
+SETS = ("hippocampus", "acdc")
+
+
+def job(data: str, framework: str, help_: str, labels: str) -> Job:
+    """One cell of the page, not seeded yet."""
+    budget = {"two": TWO_SLICES, "all": ALL}[labels]
+    name = "-".join([data, framework, help_.replace(" ", "_"), labels])
+    return Job(name, f"configs/{data}.toml", (f"train.framework={framework}", *HELP[help_], *budget, *STEPS), group=data)
+
+
+def screening() -> list[Job]:
+    return [job("hippocampus", framework, help_, "two") for framework in FRAMEWORKS for help_ in HELP]
+
+
+def validation_dice(of: Job) -> float | None:
+    """Of seed 0, the screening's."""
+    found = ended(RUNS / of.seeded(0).name)
+    return None if found is None else found.dice
+
+
+def best_two() -> list[str]:
+    """The frameworks of the highest validation Dice in the screening, with whatever help; supervised is always there."""
+    best: dict[str, float] = {}
+    for framework in FRAMEWORKS:
+        found = [dice for help_ in HELP if (dice := validation_dice(job("hippocampus", framework, help_, "two"))) is not None]
+        if found and framework != "supervised":
+            best[framework] = max(found)
+    return sorted(best, key=lambda name: -best[name])[:2]
+
+
+def final() -> list[Job]:
+    """What is measured on test patients: supervised and the best two, with and without SAM, few labels and all."""
+    jobs = []
+    for data in SETS:
+        for labels in ("two", "all"):
+            for framework in ("supervised", *best_two()):
+                helps = list(HELP) if labels == "two" else ["no SAM", "SAM"]
+                jobs += [job(data, framework, help_, labels) for help_ in helps]
+    return jobs
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def screening_table() -> list[str]:
+    lines = ["| framework | " + " | ".join(HELP) + " | seconds |", "|---|" + "---|" * (len(HELP) + 1)]
+    for framework in FRAMEWORKS:
+        runs = [ended(RUNS / job("hippocampus", framework, help_, "two").seeded(0).name) for help_ in HELP]
+        if any(run is not None for run in runs):
+            cells = [f"{run.dice:.3f}" if run and run.dice is not None else "" for run in runs]
+            seconds = " / ".join(f"{run.seconds:.0f}" if run else "" for run in runs)
+            lines.append(f"| {framework} | " + " | ".join(cells) + f" | {seconds} |")
+    return lines
+
+
+def final_table(seeds: int) -> list[str]:
+    lines = ["| data | labels | framework | SAM | test Dice | against the same without SAM |", "|---|---|---|---|---|---|"]
+    for of in final():
+        data, framework, help_, labels = of.name.split("-")
+        folders = [RUNS / of.seeded(seed).name for seed in range(seeds)]
+        done = [folder for folder in folders if ended(folder) is not None]
+        if not done:
+            continue
+        dice = [patient_dice(folder) for folder in done]
+        means = [statistics.mean(values.values()) for values in dice]
+        plain = [RUNS / job(data, framework, "no SAM", labels).seeded(seed).name for seed in range(seeds)]
+        both = [(f, p) for f, p in zip(folders, plain, strict=True) if ended(f) is not None and ended(p) is not None]
+        told = ""
+        if both and help_ != "no_SAM":
+            apart, low, high = paired_bootstrap([patient_dice(f) for f, _ in both], [patient_dice(p) for _, p in both])
+            told = f"{apart:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"| {data} | {labels} | {framework} | {help_.replace('_', ' ')} | {with_interval(means)} | {told} |")
+    return lines
+
+
+def write_page(seeds: int) -> None:
+    command = screening()[0].command
+    text = [
+        "# Semi-supervised learning with SAM: what comes out",
+        "",
+        written_by("semi_results.py"),
+        "Dice is the mean over held-out patients, of the mean over classes, on the original grid. Two labelled slices at each",
+        "site, drawn at random, and the same steps for every run: 10 rounds of 25 local steps. An interval after ± is a 95 % t",
+        "interval over seeds; one in brackets a 95 % bootstrap interval of the paired difference over seeds and patients.",
+        "",
+        "## Screening: validation Dice, hippocampus, four sites, one seed",
+        "",
+        *screening_table(),
+        "",
+        f"The first cell is `{command} --set {' --set '.join(('threads=1', 'seed=0'))}`; the others change `train.framework` and `sam`.",
+        "",
+        "## Test Dice",
+        "",
+        *final_table(seeds),
+        "",
+    ]
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text("\n".join(text))
+    print(PAGE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=("screen", "final"), default=("screen", "final"))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one, of the runs on test patients")
+    parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
+    given = parser.parse_args()
+    if not given.write:
+        for of in screening() if "screen" in given.only else ():
+            run_job(of.seeded(0), RUNS)
+        for seed in range(given.seeds) if "final" in given.only else ():
+            for of in final():
+                run_job(of.seeded(seed), RUNS)
+    write_page(given.seeds)
+
+
+if __name__ == "__main__":
+    main()
