@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from results import ROOT, Job, ended, paired_bootstrap, patient_dice, run_job, with_interval, written_by
+from results import ROOT, THREADS, Job, ended, paired_bootstrap, patient_dice, run_job, with_interval, written_by
 
 from strategies.semi import FRAMEWORKS
 
@@ -119,7 +119,7 @@ def write_page(seeds: int) -> None:
         "",
         *screening_table(),
         "",
-        f"The first cell is `{command} --set {' --set '.join(('threads=1', 'seed=0'))}`; the others change `train.framework` and `sam`.",
+        f"The first cell is `{command} --set {THREADS} --set seed=0`; the others change `train.framework` and `sam`.",
         "",
         "## Test Dice",
         "",
