@@ -15,6 +15,7 @@ from client.site import Site, Slices
 from client.store import ImageRow
 from configs.schema import Preprocess
 from strategies.metrics import dice_by_class
+from strategies.networks import class_map
 from strategies.records import Case, Sums
 
 Seen = Callable[[ImageRow, NDArray[np.uint8], NDArray[np.uint8]], None]
@@ -26,7 +27,7 @@ def predicted_mask(
     """The network's class map of a volume, (slices, rows, columns) uint8, on the image's grid."""
     place = slices.image(image.id).place
     parts = [
-        from_network(predict(network, slices, cases[start : start + BATCH], device=site.device), place).argmax(dim=1).byte()
+        class_map(from_network(predict(network, slices, cases[start : start + BATCH], device=site.device), place)).byte()
         for start in range(0, len(cases), BATCH)  # never all probabilities of a volume at full size
     ]
     mask: NDArray[np.uint8] = torch.cat(parts).numpy()

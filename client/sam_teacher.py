@@ -21,7 +21,7 @@ from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
-from strategies.networks import probabilities
+from strategies.networks import class_map, probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
@@ -113,7 +113,7 @@ class SamTeacher:
             cases, images, labels = take(rows[start : start + TRUST_BATCH])
             probs = probabilities(self._specialist, images)
             prompts, masks, kept = self._ask(cases, images, probs)
-            shown.append(advantages(probs.argmax(1), prompts, masks, kept, labels, classes=classes).cpu())
+            shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
         self.trust = trust_from(torch.cat(shown), patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))

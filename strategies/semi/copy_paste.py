@@ -22,7 +22,7 @@ import torch
 from scipy.ndimage import label
 from torch import Tensor, nn
 
-from strategies.networks import probabilities
+from strategies.networks import class_map, probabilities
 from strategies.semi import losses
 from strategies.semi.batch import Batch, Outcome, Time
 from strategies.semi.losses import IGNORE
@@ -92,7 +92,7 @@ def pseudo_labels(probs: Tensor, batch: Batch) -> Tensor:
 
     IGNORE outside of the image and in all components of a class but its largest.
     """
-    labels = largest_components(probs.argmax(dim=1))
+    labels = largest_components(class_map(probs))
     if batch.warp is None:
         return labels
     return batch.warp.labels(labels, outside=IGNORE).where(batch.warp.valid.to(labels.device), IGNORE)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from strategies.networks import probabilities
+from strategies.networks import class_map, probabilities
 from strategies.semi import losses
 from strategies.semi.batch import Batch, Outcome, Time
 
@@ -52,4 +52,4 @@ def crossed(first: Tensor, second: Tensor, valid: Tensor | None = None) -> Tenso
 
     An argmax carries no gradient, so each network is pulled to the other's classes and none is pushed to be followed.
     """
-    return losses.cross_entropy(first, second.argmax(1), valid) + losses.cross_entropy(second, first.argmax(1), valid)
+    return losses.cross_entropy(first, class_map(second), valid) + losses.cross_entropy(second, class_map(first), valid)

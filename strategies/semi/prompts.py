@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 
+from strategies.networks import class_map
+
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -150,7 +152,7 @@ def prompts_from(
         ValueError: `probs` is no batch of probabilities (logits, for instance).
     """
     _check(probs)
-    classes = probs.argmax(1).to("cpu", torch.uint8).numpy()
+    classes = class_map(probs).to("cpu", torch.uint8).numpy()
     values = probs.float().cpu().numpy()
     how = _How(padding_px, positives, negatives, border_px, confidence)
     found = [

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strategies.networks import class_map
 from strategies.semi.augment import Warp
 from strategies.semi.losses import IGNORE, SMOOTH
 from strategies.semi.prompts import Prompts
@@ -91,7 +92,7 @@ def target_from(
 
     classes = torch.full((images, height, width), IGNORE, dtype=torch.int64, device=device)
     classes[background] = 0
-    classes = torch.where(claims == 1, claimed.int().argmax(1), classes)
+    classes = torch.where(claims == 1, class_map(claimed.to(torch.uint8)), classes)
     weight = torch.where(background, near, trust[torch.where(classes == IGNORE, 0, classes)])
     return Target(classes, torch.where(classes == IGNORE, 0.0, weight))
 

@@ -9,7 +9,7 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from strategies.networks import GROUPS, NETWORKS, build_network, feature_dropout, forward_features, probabilities
+from strategies.networks import GROUPS, NETWORKS, build_network, class_map, feature_dropout, forward_features, probabilities
 from strategies.semi import losses
 
 
@@ -227,3 +227,9 @@ def test_cuda_gives_the_answers_and_gradients_of_the_cpu() -> None:
     whole = torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
     other = torch.cat([parameter.grad.flatten().cpu() for parameter in twin.parameters() if parameter.grad is not None])
     assert (whole - other).norm() < 1e-3 * whole.norm()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 6), (1, 2, 1, 1), (0, 3, 4, 4)])
+def test_the_class_map_is_argmax_and_ties_go_to_the_first(shape: tuple[int, ...]) -> None:
+    scores = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(class_map(scores), torch.from_numpy(scores.numpy().argmax(1)))
