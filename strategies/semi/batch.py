@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -64,13 +65,19 @@ class Outcome:
         logits_unlabelled: (Bu, C + 1, H, W), the student's answer in the frame of `Batch.warp`, with its graph: further
             targets (SAM), made in the original frame and warped, need no second forward pass. None without unlabelled
             images, or where they are not looked at.
-        teacher_probs: (Bu, C + 1, H, W), the framework's best guess in the original frame, without graph: SAM's prompts
-            are made from it. None where `logits_unlabelled` is.
+        guess: gives (Bu, C + 1, H, W), the framework's best guess in the original frame, without graph: SAM's prompts are
+            made from it. A function, because a framework may need a forward pass for it that not every step asks for; to
+            be called before the networks learn from this outcome. None where `logits_unlabelled` is.
     """
 
     losses: Mapping[str, Tensor]
     logits_unlabelled: Tensor | None = None
-    teacher_probs: Tensor | None = None
+    guess: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def teacher_probs(self) -> Tensor | None:
+        """What `guess` gives."""
+        return None if self.guess is None else self.guess()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ show two kidneys. And a and b are averaged, not added, so that "supervised" is o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,16 +47,17 @@ def terms(
     if view is None or batch.unlabelled is None:
         images, labels = mixed_labelled(batch, generator=generator)
         return Outcome(losses={"supervised": losses.supervised(student(images), labels)})
-    guess = probabilities(helpers["teacher"], batch.unlabelled)
     if time.progress < PRETRAINING:
         images, labels = mixed_labelled(batch, generator=generator)
         labelled, unlabelled = student(torch.cat([images, view])).split([len(images), len(view)])
+        guess = partial(probabilities, helpers["teacher"], batch.unlabelled)
         return Outcome({"supervised": losses.supervised(labelled, labels)}, unlabelled, guess)
 
+    probs = probabilities(helpers["teacher"], batch.unlabelled)
     count = max(len(batch.images), len(view))
     ours, theirs = torch.arange(count) % len(batch.images), torch.arange(count) % len(view)
     inside = rectangles(count, view, generator=generator)
-    true, guessed = batch.labels[ours], pseudo_labels(guess, batch)[theirs]
+    true, guessed = batch.labels[ours], pseudo_labels(probs, batch)[theirs]
     nothing = torch.full_like(true, IGNORE)
     a = paste(batch.images[ours], view[theirs], inside)
     b = paste(view[theirs], batch.images[ours], inside)
@@ -69,7 +71,7 @@ def terms(
             "consistency": UNLABELLED_WEIGHT * losses.supervised(logits, of_unlabelled),
         },
         logits_unlabelled=paste(of_b, of_a, inside)[: len(view)],
-        teacher_probs=guess,
+        guess=lambda: probs,
     )
 
 

@@ -36,14 +36,14 @@ def terms(
         return Outcome(losses={"supervised": supervised, "consistency": consistency})
 
     valid = None if batch.warp is None else batch.warp.valid
-    guess = (probabilities(student, batch.unlabelled) + probabilities(peer, batch.unlabelled)) / 2
+    originals = batch.unlabelled
     return Outcome(
         losses={
             "supervised": supervised,
             "consistency": consistency + crossed(mine[of_labelled:], theirs[of_labelled:], valid),
         },
         logits_unlabelled=mine[of_labelled:],
-        teacher_probs=guess,
+        guess=lambda: (probabilities(student, originals) + probabilities(peer, originals)) / 2,
     )
 
 

@@ -46,7 +46,7 @@ def terms(
             "consistency": losses.consistency(unlabelled.softmax(dim=1), target, valid),
         },
         logits_unlabelled=unlabelled,
-        teacher_probs=probs,
+        guess=lambda: probs,
     )
 
 

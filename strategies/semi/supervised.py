@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,5 +24,5 @@ def terms(
     return Outcome(
         losses={"supervised": losses.supervised(labelled, batch.labels)},
         logits_unlabelled=unlabelled,
-        teacher_probs=probabilities(student, batch.unlabelled),
+        guess=partial(probabilities, student, batch.unlabelled),
     )

@@ -44,7 +44,7 @@ def terms(
             "consistency": losses.consistency(unlabelled.softmax(dim=1), target, counts),
         },
         logits_unlabelled=unlabelled,
-        teacher_probs=probs,
+        guess=lambda: probs,
     )
 
 

@@ -9,6 +9,7 @@ The weak view is the warped image; the strong views change its intensity, blur i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def terms(
     return Outcome(
         losses={"supervised": losses.supervised(labelled, batch.labels) / 2, "consistency": unsupervised / 2},
         logits_unlabelled=on_weak,
-        teacher_probs=probabilities(student, batch.unlabelled),
+        guess=partial(probabilities, student, batch.unlabelled),
     )
 
 
