@@ -74,7 +74,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             options = [f"seed={seed}", 'train.framework="supervised"', "federation.cycles=1", f"budget.cold_start={LABELS}"]
             options += [f"train.rounds_per_cycle={arguments.rounds}", f"train.local_steps={STEPS}"]
-            options += ["save_pictures=false", "threads=1"]
+            options += ["network.name=unet_small", "save_pictures=false", "threads=1"]
             folder = simulate(CONFIG, options, out=Path(name) / "run")
             dice = learning_curve(folder)[-1].dice_test
             assert dice is not None
