@@ -1,8 +1,9 @@
 """SAM put together from segment-anything's own parts: the official sizes and the small one, all numbers in one place.
 
 Sources: Kirillov et al., "Segment Anything" (2023), and the sizes of its published checkpoints (vit_b, vit_l, vit_h).
-MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 128 pixels and is trained by
-`simulation/pretrain_sam.py`.
+MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 96 pixels and is trained by
+`simulation/pretrain_sam.py`: fine patches and a narrow decoder place an edge better than coarse patches and a wide one at
+the same cost, and what windows of attention don't see of each other the decoder's tokens carry.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Size:
         window: side of the windows of local attention in patches, 0 for none; `global_blocks` attend to everything.
         prompt_dim: channels of the embedding, and of everything in the decoder.
         mask_channels: hidden channels where a mask is a prompt.
+        decoder_heads: of the mask decoder's transformer, whose attention is half as wide as `prompt_dim`.
+        box_as_mask: a box without a mask prompt also brings the ellipse in it as one: a hint where and how large the object
+            is, told to every cell. Published weights were trained without.
         decoder_mlp, iou_hidden: hidden units in the mask decoder's transformer and in its IoU head.
     """
 
@@ -45,6 +49,8 @@ class Size:
     global_blocks: tuple[int, ...]
     prompt_dim: int
     mask_channels: int
+    decoder_heads: int
+    box_as_mask: bool
     decoder_mlp: int
     iou_hidden: int
 
@@ -65,6 +71,8 @@ def _official(dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) 
         global_blocks=global_blocks,
         prompt_dim=256,
         mask_channels=16,
+        decoder_heads=8,
+        box_as_mask=False,
         decoder_mlp=2048,
         iou_hidden=256,
     )
@@ -75,15 +83,17 @@ SIZES: dict[str, Size] = {
     "vit_l": _official(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": _official(1280, 32, 16, (7, 15, 23, 31)),
     "small": Size(
-        input_px=128,
-        patch_px=8,
-        dim=128,
+        input_px=96,
+        patch_px=4,
+        dim=96,
         depth=4,
         heads=4,
-        window=0,
+        window=12,
         global_blocks=(),
-        prompt_dim=96,
-        mask_channels=8,
+        prompt_dim=64,
+        mask_channels=32,
+        decoder_heads=4,
+        box_as_mask=True,
         decoder_mlp=256,
         iou_hidden=96,
     ),
@@ -99,6 +109,7 @@ class Parts(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
+        self.box_as_mask = size.box_as_mask
         self.image_encoder = ImageEncoderViT(
             img_size=size.input_px,
             patch_size=size.patch_px,
@@ -121,7 +132,9 @@ class Parts(nn.Module):
         )
         self.mask_decoder = MaskDecoder(
             transformer_dim=size.prompt_dim,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=size.prompt_dim, num_heads=8, mlp_dim=size.decoder_mlp),
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=size.prompt_dim, num_heads=size.decoder_heads, mlp_dim=size.decoder_mlp
+            ),
             num_multimask_outputs=3,
             iou_head_depth=3,
             iou_head_hidden_dim=size.iou_hidden,
@@ -153,6 +166,7 @@ def predict(
     boxes: Tensor | None,
     points: Tensor | None = None,
     point_labels: Tensor | None = None,
+    mask_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masks for prompts that each have an embedding of their own.
 
@@ -167,6 +181,8 @@ def predict(
             None.
         points: (P, N, 2) x and y in the same frame, with `point_labels` (P, N): 1 inside, 0 outside, -1 no point; or
             None.
+        mask_logits: (P, 1, 4·grid, 4·grid), an earlier answer's logits to be improved on, or another model's rough
+            mask as logits; None when there is none.
 
     Returns:
         Logits (P, 4, 4·grid, 4·grid) and predicted IoU (P, 4): the mask for an unambiguous prompt first, then the
@@ -174,9 +190,11 @@ def predict(
     """
     decoder, prompts = parts.mask_decoder, parts.prompt_encoder
     count = embeddings.shape[0]
+    if mask_logits is None and boxes is not None and parts.box_as_mask:
+        mask_logits = ellipse_logits(boxes, input_px=prompts.input_image_size[0], side=prompts.mask_input_size[0])
     half = 0.5  # the prompt encoder adds it: it takes coordinates of pixel centres
     clicks = None if points is None or point_labels is None else (points - half, point_labels)
-    sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=None)
+    sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=mask_logits)
 
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(count, -1, -1), sparse], dim=1)
@@ -186,6 +204,19 @@ def predict(
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
     kernels = torch.stack([mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     return torch.einsum("pmc,pchw->pmhw", kernels, upscaled), decoder.iou_prediction_head(attended[:, 0])
+
+
+def ellipse_logits(boxes: Tensor, *, input_px: int, side: int) -> Tensor:
+    """The ellipses in boxes as mask prompts: logits (P, 1, side, side), 6 at the centre, 0 on the ellipse, -10 far away.
+
+    Args:
+        boxes: (P, 4) left, top, right, bottom in pixels of an image of `input_px`.
+    """
+    place = (torch.arange(side, device=boxes.device) + 0.5) * (input_px / side)
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=0.5)
+    x, y = ((place - middle[:, axis, None]) / half[:, axis, None] for axis in (0, 1))
+    rho = torch.sqrt(x.square()[:, None, None, :] + y.square()[:, None, :, None])
+    return (6 * (1 - rho)).clamp(min=-10)
 
 
 def to_pixels(images: Tensor, size: Size) -> Tensor:
