@@ -35,8 +35,9 @@ class Size:
         prompt_dim: channels of the embedding, and of everything in the decoder.
         mask_channels: hidden channels where a mask is a prompt.
         decoder_heads: of the mask decoder's transformer, whose attention is half as wide as `prompt_dim`.
-        box_as_mask: a box without a mask prompt also brings the ellipse in it as one: a hint where and how large the object
-            is, told to every cell. Published weights were trained without.
+        refines: a box without a mask prompt also brings the ellipse in it as one, and what the decoder says is added to the
+            logits of the mask prompt: it learns what the picture changes, not where the box is. Published weights were
+            trained without either.
         decoder_mlp, iou_hidden: hidden units in the mask decoder's transformer and in its IoU head.
     """
 
@@ -50,7 +51,7 @@ class Size:
     prompt_dim: int
     mask_channels: int
     decoder_heads: int
-    box_as_mask: bool
+    refines: bool
     decoder_mlp: int
     iou_hidden: int
 
@@ -72,7 +73,7 @@ def _official(dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) 
         prompt_dim=256,
         mask_channels=16,
         decoder_heads=8,
-        box_as_mask=False,
+        refines=False,
         decoder_mlp=2048,
         iou_hidden=256,
     )
@@ -93,7 +94,7 @@ SIZES: dict[str, Size] = {
         prompt_dim=64,
         mask_channels=32,
         decoder_heads=4,
-        box_as_mask=True,
+        refines=True,
         decoder_mlp=256,
         iou_hidden=96,
     ),
@@ -109,7 +110,7 @@ class Parts(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.box_as_mask = size.box_as_mask
+        self.refines = size.refines
         self.image_encoder = ImageEncoderViT(
             img_size=size.input_px,
             patch_size=size.patch_px,
@@ -190,7 +191,7 @@ def predict(
     """
     decoder, prompts = parts.mask_decoder, parts.prompt_encoder
     count = embeddings.shape[0]
-    if mask_logits is None and boxes is not None and parts.box_as_mask:
+    if mask_logits is None and boxes is not None and parts.refines:
         mask_logits = ellipse_logits(boxes, input_px=prompts.input_image_size[0], side=prompts.mask_input_size[0])
     half = 0.5  # the prompt encoder adds it: it takes coordinates of pixel centres
     clicks = None if points is None or point_labels is None else (points - half, point_labels)
@@ -203,7 +204,10 @@ def predict(
 
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
     kernels = torch.stack([mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    return torch.einsum("pmc,pchw->pmhw", kernels, upscaled), decoder.iou_prediction_head(attended[:, 0])
+    logits = torch.einsum("pmc,pchw->pmhw", kernels, upscaled)
+    if mask_logits is not None and parts.refines:
+        logits = logits + mask_logits
+    return logits, decoder.iou_prediction_head(attended[:, 0])
 
 
 def ellipse_logits(boxes: Tensor, *, input_px: int, side: int) -> Tensor:

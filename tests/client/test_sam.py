@@ -72,6 +72,7 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
             )
+        mask = mask + ellipse_logits(own.boxes, input_px=SIDE, side=mask.shape[-1])
         mask = F.interpolate(mask, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         assert torch.allclose(logits[number], mask[0, 0], atol=1e-4)
         assert torch.allclose(iou[number], rating[0, 0], atol=1e-5)
@@ -169,9 +170,9 @@ def test_clicks_alone_and_sizes_trained_without_it_get_no_mask_prompt() -> None:
     after = answers()
     assert not torch.allclose(before[0], after[0], atol=1e-3)
     assert torch.equal(before[1], after[1])
-    parts.box_as_mask = False
+    parts.refines = False
     assert not torch.allclose(answers()[1], before[1], atol=1e-3)
-    assert [name for name, size in SIZES.items() if size.box_as_mask] == ["small"]
+    assert [name for name, size in SIZES.items() if size.refines] == ["small"]
 
 
 def test_the_ellipse_of_a_box_touches_its_sides() -> None:
