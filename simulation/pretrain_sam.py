@@ -53,7 +53,7 @@ class Recipe:
     batch: int
     bfloat16: bool = False
     prompts_per_image: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     weight_decay: float = 0.01
     warm_up: int = 200
     average_decay: float = 0.998

@@ -83,7 +83,7 @@ def _boxes(masks: Tensor, generator: Generator) -> Tensor:
     care = torch.rand(len(masks), 1, generator=generator, device=masks.device)
     spread = torch.where(care < 0.35, 0.0, torch.where(care < 0.8, 0.03, 0.1)) * extent + (care >= 0.35) * 0.8
     outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=masks.device)
-    padding = (care >= 0.5) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
+    padding = (care >= 0.75) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
     noise = torch.randn(tight.shape, generator=generator, device=masks.device).clamp(-2.5, 2.5)
     return tight + outwards * padding + spread * noise
 

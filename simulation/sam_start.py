@@ -34,12 +34,12 @@ def initialise(parts: Parts) -> None:
             gain = 2.0 if any(part in name for part in ("mlp", "head")) else 1.0
             torch.nn.init.trunc_normal_(layer.weight, std=math.sqrt(gain / layer.in_features))
             torch.nn.init.zeros_(layer.bias)
+            if "hypernetworks" in name and name.endswith("layers.2"):  # at first next to nothing is added to the ellipse
+                layer.weight.mul_(0.1)
         elif isinstance(layer, torch.nn.ConvTranspose2d):
             torch.nn.init.trunc_normal_(layer.weight, std=math.sqrt(2 / layer.in_channels))
             if layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)
-    for mlp in decoder.output_hypernetworks_mlps:  # at first nothing is added to the ellipse in the box
-        mlp.layers[-1].weight.mul_(0.1)
     matrix = parts.get_buffer("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix")
     matrix.zero_()
     matrix[0, 0::2] = matrix[1, 1::2] = torch.logspace(*FREQUENCIES_LOG10, matrix.shape[1] // 2, device=matrix.device)
