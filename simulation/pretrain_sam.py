@@ -34,7 +34,7 @@ from torch import Generator, Tensor
 from client.sam_parts import SIZES, Parts, predict, to_pixels
 from configs.files import locked, write_bytes, write_text
 from simulation.sam_exam import Marks, examine
-from simulation.sam_lessons import Asked, ask, asks_anything, corrections, losses, rough_logits, sketch_loss, true_iou
+from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, losses, rough_logits, sketch_loss, true_iou
 from simulation.sam_picture import picture
 from simulation.sam_shapes import Scenes, draw
 from simulation.sam_start import initialise
@@ -44,8 +44,8 @@ from simulation.sam_start import initialise
 class Recipe:
     """What a run depends on; a checkpoint of another recipe is not resumed.
 
-    `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has. Scenes get
-    hard over the first `easy_share` of the steps, and second passes begin after the first `single_share` of them.
+    `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has. Scenes are
+    plain in the first `easy_share` of the steps, and second passes begin after the first `single_share` of them.
     """
 
     steps: int
@@ -53,12 +53,12 @@ class Recipe:
     batch: int
     bfloat16: bool = False
     prompts_per_image: int = 4
-    learning_rate: float = 7e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: int = 200
     average_decay: float = 0.998
-    easy_share: float = 0.3
-    single_share: float = 0.3
+    easy_share: float = 0.15
+    single_share: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,11 @@ def training(
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
     initialise(parts)
-    sketcher = torch.nn.Conv2d(size.prompt_dim, 2 * (size.patch_px // 2) ** 2, kernel_size=1).to(device)
+    readers = torch.nn.ModuleList(
+        torch.nn.Conv2d(size.prompt_dim, channels, kernel_size=1) for channels in (2 * (size.patch_px // 2) ** 2, 32)
+    ).to(device)
     optimiser = torch.optim.AdamW(
-        _groups([*parts.parameters(), *sketcher.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        _groups([*parts.parameters(), *readers.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
     )
     average = {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
     start, seconds = 0, 0.0
@@ -113,7 +115,7 @@ def training(
     if resume:
         state = _read_checkpoint(checkpoint, recipe)
         parts.load_state_dict(state["weights"])
-        sketcher.load_state_dict(state["sketcher"])
+        readers.load_state_dict(state["readers"])
         optimiser.load_state_dict(state["optimiser"])
         average = {name: tensor.to(device) for name, tensor in state["average"].items()}
         start, seconds = state["step"], state["seconds"]
@@ -122,14 +124,14 @@ def training(
     for step in range(start, steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        sums += _step(parts, sketcher, optimiser, step, recipe, device)
+        sums += _step(parts, readers, optimiser, step, recipe, device)
         counted += 1
         _follow(average, parts, decay=min(recipe.average_decay, (step + 1) / (step + 10)))
         done, marks = step + 1, None
         if done % save_every == 0 or done == steps:
             marks = _save(out, average, device)
             seconds = time.monotonic() - began
-            _write_checkpoint(checkpoint, recipe, parts, sketcher, optimiser, average, done, seconds)
+            _write_checkpoint(checkpoint, recipe, parts, readers, optimiser, average, done, seconds)
         if done % every == 0 or done == steps:
             loss, dice = (sums / counted).tolist()
             yield Progress(done, steps, loss, dice, time.monotonic() - began, marks)
@@ -151,7 +153,7 @@ def _save(out: Path, weights: dict[str, Tensor], device: str) -> Marks:
 
 
 def _step(
-    parts: Parts, sketcher: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
+    parts: Parts, readers: torch.nn.ModuleList, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
 ) -> Tensor:
     """One gradient step; gives (loss, Dice), detached."""
     scenes, asked, with_boxes = _lesson(step, recipe, device)
@@ -162,7 +164,9 @@ def _step(
         again, rough = _second_pass(asked, logits.detach(), step, recipe, device)
         logits, iou = _answer(parts, embeddings, again, with_boxes=with_boxes, mask_logits=rough)
         loss = loss + 0.5 * losses(logits, iou, again.masks, again.boxes)[0]
-    loss = loss + sketch_loss(sketcher(embeddings), scenes)
+    sketcher, grouper = readers
+    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
+    loss = loss + sketch_loss(sketcher(embeddings), scenes) + grouping_loss(grouper(embeddings), scenes, generator)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -205,7 +209,7 @@ def _calibrate(parts: Parts, recipe: Recipe, device: str) -> None:
 def _lesson(step: int, recipe: Recipe, device: str) -> tuple[Scenes, Asked, bool]:
     """Scenes, what is asked about them, and whether boxes are part of it (else clicks alone); follows from seed and step."""
     generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
-    ease = max(0.0, 1 - step / (recipe.easy_share * recipe.steps))
+    ease = _ease(step, recipe, generator)
     scenes = draw(generator, batch=recipe.batch, side=SIZES["small"].input_px, ease=ease)
     while not asks_anything(scenes):  # a small batch may show no object
         scenes = draw(generator, batch=recipe.batch, side=SIZES["small"].input_px, ease=ease)
@@ -213,6 +217,17 @@ def _lesson(step: int, recipe: Recipe, device: str) -> tuple[Scenes, Asked, bool
     clicked = (asked.point_labels == 1).any(1)
     with_boxes = torch.rand((), generator=generator, device=generator.device).item() >= 0.2 or not bool(clicked.any())
     return scenes, asked if with_boxes else asked.select(clicked), with_boxes
+
+
+def _ease(step: int, recipe: Recipe, generator: Generator) -> float:
+    """How plain a step's scenes are: at first all, later most; one batch in five is hard.
+
+    Where borders are mostly hidden the box is the better guide, and a young network learns to look away from the picture.
+    """
+    kind, place = torch.rand(2, generator=generator, device=generator.device).tolist()
+    if step < recipe.easy_share * recipe.steps:
+        return 0.8 + 0.2 * place
+    return 0.5 + 0.5 * place if kind >= 0.2 else 0.5 * place
 
 
 def _answer(
@@ -270,7 +285,7 @@ def _write_checkpoint(
     path: Path,
     recipe: Recipe,
     parts: Parts,
-    sketcher: torch.nn.Module,
+    readers: torch.nn.ModuleList,
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
@@ -281,7 +296,7 @@ def _write_checkpoint(
         {
             "recipe": asdict(recipe),
             "weights": parts.state_dict(),
-            "sketcher": sketcher.state_dict(),
+            "readers": readers.state_dict(),
             "optimiser": optimiser.state_dict(),
             "average": average,
             "step": step,

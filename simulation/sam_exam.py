@@ -21,6 +21,7 @@ SEED = 2**40
 """Beyond every seed that a lesson is drawn from."""
 
 SCENES = 48
+EASE = 0.6
 PROMPTS_PER_SCENE = 4
 
 
@@ -31,6 +32,7 @@ class Marks:
     Attributes:
         box, ellipse: of the tight box, and of the ellipse in it.
         boxed: of the answer to the tight box.
+        blind: of the answer to the tight box about the picture of another scene: what of `boxed` no picture was needed for.
         corrected: of the answer to that box, one click and the first answer.
         clicked: of the best of three answers to one click inside.
     """
@@ -38,12 +40,14 @@ class Marks:
     box: float
     ellipse: float
     boxed: float
+    blind: float
     corrected: float
     clicked: float
 
     def __str__(self) -> str:
         return (
-            f"validation Dice: box {self.box:.3f}, ellipse {self.ellipse:.3f}, SAM with the box {self.boxed:.3f}, "
+            f"validation Dice: box {self.box:.3f}, ellipse {self.ellipse:.3f}, SAM with the box {self.boxed:.3f} "
+            f"({self.blind:.3f} about another picture), "
             f"one click later {self.corrected:.3f}, with a click alone {self.clicked:.3f}"
         )
 
@@ -62,7 +66,7 @@ class Answers:
 def questions(*, side: int, device: str) -> tuple[Scenes, Asked]:
     """The same scenes and objects in every exam, each object with its tight box and one click inside."""
     generator = Generator(device=device).manual_seed(SEED)
-    scenes = draw(generator, batch=SCENES, side=side)
+    scenes = draw(generator, batch=SCENES, side=side, ease=EASE)
     asked = ask(scenes, generator, prompts_per_image=PROMPTS_PER_SCENE)
     clicks, labels = asked.points.clone(), asked.point_labels.clone()
     missing = labels[:, 0] == -1
@@ -79,16 +83,18 @@ def examine(parts: Parts, *, side: int) -> tuple[Marks, Answers]:
     embeddings = parts.image_encoder(to_pixels(scenes.images, SIZES["small"]))[asked.image_index]
     nothing = torch.full_like(asked.point_labels, -1)
     first, _ = predict(parts, embeddings, boxes=asked.boxes, points=asked.points, point_labels=nothing)
+    others = embeddings.roll(PROMPTS_PER_SCENE, 0)
+    unseen, _ = predict(parts, others, boxes=asked.boxes, points=asked.points, point_labels=nothing)
     clicks, labels = corrections(first[:, :1], asked.masks)
     second, _ = predict(parts, embeddings, boxes=asked.boxes, points=clicks, point_labels=labels, mask_logits=first[:, :1])
     third, rating = predict(parts, embeddings, boxes=None, points=asked.points, point_labels=asked.point_labels)
     best = (1 + rating[:, 1:].argmax(1))[:, None, None, None].expand(-1, 1, *third.shape[2:])
-    boxed, corrected, clicked = (
+    boxed, blind, corrected, clicked = (
         torch.nn.functional.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)[:, 0] > 0
-        for logits in (first[:, :1], second[:, :1], third.gather(1, best))
+        for logits in (first[:, :1], unseen[:, :1], second[:, :1], third.gather(1, best))
     )
     answers = Answers(scenes, asked, boxed, corrected, clicked)
-    guesses = (filled(asked.boxes, side), ellipses(asked.boxes, side), boxed, corrected, clicked)
+    guesses = (filled(asked.boxes, side), ellipses(asked.boxes, side), boxed, blind, corrected, clicked)
     return Marks(*(float(dice(mask, asked.masks > 0.5).mean()) for mask in guesses)), answers
 
 
