@@ -94,8 +94,8 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/
 @app.command("pretrain-sam")
 def pretrain_sam(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the weights")] = Path("runs/pretrain-sam"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 2400,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 12_000,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16: quicker where the processor has it")] = False,

@@ -3,13 +3,15 @@
 A promptable segmenter learns to answer "what is in this box, at this click?" for any object. Each step draws new scenes
 (`simulation/sam_shapes.py`), picks objects in them, and prompts for each with a box, with clicks, or with both, as
 exact or as careless as a specialist's prediction would make them. The first mask answers boxes, the other three
-compete for ambiguous prompts (only the best of them learns), and the IoU head learns how good each mask turned out
-(Kirillov et al., 2023, §3).
+compete for ambiguous prompts (only the best of them learns), and the IoU head learns how good each mask turned out. Some
+prompts get a second pass: the answer, or a specialist's rough mask, comes back as a mask prompt with a click where it is
+wrong (Kirillov et al., 2023, §3 and appendix A).
 
 Two things help a young network to look at the picture, where boxes alone would already be a fair guess: scenes start
 easy and get hard over the first third of the run, and a linear map must read borders and picture from the embedding
-(`sketch_loss`). In the end the IoU head alone is trained on, against the finished weights. Prompts and losses are in
-`simulation/sam_lessons.py`.
+(`sketch_loss`). How it sets out, so that it can tell half a pixel, is in `simulation/sam_start.py`. In the end the IoU
+head alone is trained on, against the finished weights. Prompts and losses are in `simulation/sam_lessons.py`, the exam at
+every save in `simulation/sam_exam.py`.
 
 A run is a number of steps; every step's draws follow from the seed and the step alone, so a run that was killed and
 resumed sees the same scenes as one that never stopped. What is saved is the moving average of the weights.
@@ -30,8 +32,12 @@ from safetensors.torch import save
 from torch import Generator, Tensor
 
 from configs.files import locked, write_bytes, write_text
-from simulation.sam_lessons import Asked, ask, asks_anything, losses, sketch_loss, true_iou
+from simulation.sam_exam import Marks, examine
+from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, rough_logits, sketch_loss
+from simulation.sam_picture import picture
 from simulation.sam_shapes import Scenes, draw
+from simulation.sam_start import initialise
+from strategies.sam_losses import answer_losses, true_iou
 from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 
 
@@ -39,29 +45,36 @@ from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 class Recipe:
     """What a run depends on; a checkpoint of another recipe is not resumed.
 
-    `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has.
+    `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has. Scenes are
+    plain in the first `easy_share` of the steps, and second passes begin after the first `single_share` of them.
     """
 
     steps: int
     seed: int
     batch: int
     bfloat16: bool = False
-    prompts_per_image: int = 6
-    learning_rate: float = 6e-4
+    prompts_per_image: int = 4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: int = 200
     average_decay: float = 0.998
+    easy_share: float = 0.15
+    single_share: float = 0.7
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `step` of `steps`, mean loss and Dice of the first mask since the last report, seconds so far."""
+    """Where a run is: `step` of `steps`, mean loss and Dice of the first mask since the last report, seconds so far.
+
+    `marks` are those of the weights just saved, where they were.
+    """
 
     step: int
     steps: int
     loss: float
     dice: float
     seconds: float
+    marks: Marks | None = None
 
 
 def training(
@@ -74,12 +87,12 @@ def training(
     bfloat16: bool = False,
     resume: bool = False,
     every: int = 100,
-    save_every: int = 200,
+    save_every: int = 400,
 ) -> Iterator[Progress]:
     """Train, yielding progress every `every` steps; `out` (safetensors) holds usable weights from the first save on.
 
-    Beside `out` lies `<out>.checkpoint` with all that resuming needs, until the run is over. Both are written
-    atomically.
+    Beside `out` lies `<out>.checkpoint` with all that resuming needs, until the run is over, and `<out>.png`, what the
+    saved weights answer about scenes that they never learn from. All are written atomically.
 
     Raises:
         ValueError: numbers that make no sense, or a checkpoint to resume from that is missing or of another recipe.
@@ -90,10 +103,12 @@ def training(
     recipe, size = Recipe(steps=steps, seed=seed, batch=batch, bfloat16=bfloat16), SIZES["small"]
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
-    _initialise(parts)
-    sketcher = torch.nn.Conv2d(size.prompt_dim, 2 * (size.patch_px // 2) ** 2, kernel_size=1).to(device)
+    initialise(parts)
+    readers = torch.nn.ModuleList(
+        torch.nn.Conv2d(size.prompt_dim, channels, kernel_size=1) for channels in (2 * (size.patch_px // 2) ** 2, 32)
+    ).to(device)
     optimiser = torch.optim.AdamW(
-        _groups([*parts.parameters(), *sketcher.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        _groups([*parts.parameters(), *readers.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
     )
     average = {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
     start, seconds = 0, 0.0
@@ -101,7 +116,7 @@ def training(
     if resume:
         state = _read_checkpoint(checkpoint, recipe)
         parts.load_state_dict(state["weights"])
-        sketcher.load_state_dict(state["sketcher"])
+        readers.load_state_dict(state["readers"])
         optimiser.load_state_dict(state["optimiser"])
         average = {name: tensor.to(device) for name, tensor in state["average"].items()}
         start, seconds = state["step"], state["seconds"]
@@ -110,33 +125,49 @@ def training(
     for step in range(start, steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        sums += _step(parts, sketcher, optimiser, step, recipe, device)
+        sums += _step(parts, readers, optimiser, step, recipe, device)
         counted += 1
         _follow(average, parts, decay=min(recipe.average_decay, (step + 1) / (step + 10)))
-        done = step + 1
+        done, marks = step + 1, None
         if done % save_every == 0 or done == steps:
-            write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in average.items()}))
+            marks = _save(out, average, device)
             seconds = time.monotonic() - began
-            _write_checkpoint(checkpoint, recipe, parts, sketcher, optimiser, average, done, seconds)
+            _write_checkpoint(checkpoint, recipe, parts, readers, optimiser, average, done, seconds)
         if done % every == 0 or done == steps:
             loss, dice = (sums / counted).tolist()
-            yield Progress(done, steps, loss, dice, time.monotonic() - began)
+            yield Progress(done, steps, loss, dice, time.monotonic() - began, marks)
             sums, counted = torch.zeros(2, device=device), 0
     parts.load_state_dict(average)
     _calibrate(parts, recipe, device)
-    write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in parts.state_dict().items()}))
+    _save(out, parts.state_dict(), device)
     checkpoint.unlink(missing_ok=True)
 
 
+def _save(out: Path, weights: dict[str, Tensor], device: str) -> Marks:
+    """Write weights and the picture of their answers; gives their marks."""
+    write_bytes(out, save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}))
+    ripe = Parts(SIZES["small"]).to(device)
+    ripe.load_state_dict(weights)
+    marks, answers = examine(ripe, side=SIZES["small"].input_px)
+    write_bytes(out.with_suffix(".png"), picture(answers))
+    return marks
+
+
 def _step(
-    parts: Parts, sketcher: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
+    parts: Parts, readers: torch.nn.ModuleList, optimiser: torch.optim.Optimizer, step: int, recipe: Recipe, device: str
 ) -> Tensor:
     """One gradient step; gives (loss, Dice), detached."""
     scenes, asked, with_boxes = _lesson(step, recipe, device)
     embeddings = _embed(parts, to_pixels(scenes.images, SIZES["small"]), bfloat16=recipe.bfloat16)
     logits, iou = _answer(parts, embeddings, asked, with_boxes=with_boxes)
-    loss, dice = losses(logits, iou, asked.masks, asked.boxes)
-    loss = loss + sketch_loss(sketcher(embeddings), scenes)
+    loss, dice = answer_losses(logits, iou, asked.masks, asked.boxes)
+    if step >= recipe.single_share * recipe.steps:
+        again, rough = _second_pass(asked, logits.detach(), step, recipe, device)
+        logits, iou = _answer(parts, embeddings, again, with_boxes=with_boxes, mask_logits=rough)
+        loss = loss + 0.5 * answer_losses(logits, iou, again.masks, again.boxes)[0]
+    sketcher, grouper = readers
+    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
+    loss = loss + sketch_loss(sketcher(embeddings), scenes) + grouping_loss(grouper(embeddings), scenes, generator)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -144,10 +175,26 @@ def _step(
     return torch.stack([loss.detach(), dice])
 
 
+def _second_pass(asked: Asked, logits: Tensor, step: int, recipe: Recipe, device: str) -> tuple[Asked, Tensor]:
+    """Every third prompt again, with a mask to improve on (P/3, 1, h, w), and mostly with a click where that is wrong."""
+    generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
+    chosen = torch.arange(len(logits), device=logits.device) % 3 == step % 3
+    chosen[0] |= len(logits) < 3
+    asked, logits = asked.select(chosen), logits[chosen, :1]
+    own = torch.rand(len(logits), generator=generator, device=logits.device) < 0.7
+    rough = rough_logits(asked.masks, generator, side=logits.shape[-1])
+    rough = torch.where(own[:, None, None, None], logits, rough)
+    points, labels = corrections(rough, asked.masks)
+    unsaid = ~own & (torch.rand(len(logits), generator=generator, device=logits.device) < 0.5)
+    labels[unsaid] = -1
+    clicks = torch.cat([asked.points, points], 1), torch.cat([asked.point_labels, labels], 1)
+    return Asked(asked.image_index, asked.masks, asked.boxes, *clicks), rough
+
+
 def _calibrate(parts: Parts, recipe: Recipe, device: str) -> None:
     """Teach the IoU head, and nothing else, how good the finished weights' masks are: before, they were still moving."""
     head = parts.mask_decoder.iou_prediction_head
-    steps = max(1, recipe.steps // 8)
+    steps = max(1, recipe.steps // 16)
     optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / steps)
@@ -163,23 +210,38 @@ def _calibrate(parts: Parts, recipe: Recipe, device: str) -> None:
 def _lesson(step: int, recipe: Recipe, device: str) -> tuple[Scenes, Asked, bool]:
     """Scenes, what is asked about them, and whether boxes are part of it (else clicks alone); follows from seed and step."""
     generator = Generator(device=device).manual_seed(recipe.seed * 1_000_003 + step)
-    ease = max(0.0, 1 - 3 * step / recipe.steps)
-    scenes = draw(generator, batch=recipe.batch, ease=ease)
+    ease = _ease(step, recipe, generator)
+    scenes = draw(generator, batch=recipe.batch, side=SIZES["small"].input_px, ease=ease)
     while not asks_anything(scenes):  # a small batch may show no object
-        scenes = draw(generator, batch=recipe.batch, ease=ease)
+        scenes = draw(generator, batch=recipe.batch, side=SIZES["small"].input_px, ease=ease)
     asked = ask(scenes, generator, prompts_per_image=recipe.prompts_per_image)
     clicked = (asked.point_labels == 1).any(1)
-    with_boxes = torch.rand((), generator=generator, device=generator.device).item() >= 0.3 or not bool(clicked.any())
+    with_boxes = torch.rand((), generator=generator, device=generator.device).item() >= 0.2 or not bool(clicked.any())
     return scenes, asked if with_boxes else asked.select(clicked), with_boxes
 
 
-def _answer(parts: Parts, embeddings: Tensor, asked: Asked, *, with_boxes: bool) -> tuple[Tensor, Tensor]:
+def _ease(step: int, recipe: Recipe, generator: Generator) -> float:
+    """How plain a step's scenes are: at first all, later most; one batch in five is hard.
+
+    Where borders are mostly hidden the box is the better guide, and a young network learns to look away from the picture.
+    """
+    drawn: list[float] = torch.rand(2, generator=generator, device=generator.device).tolist()
+    kind, place = drawn
+    if step < recipe.easy_share * recipe.steps:
+        return 0.8 + 0.2 * place
+    return 0.5 + 0.5 * place if kind >= 0.2 else 0.5 * place
+
+
+def _answer(
+    parts: Parts, embeddings: Tensor, asked: Asked, *, with_boxes: bool, mask_logits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return predict(
         parts,
         embeddings[asked.image_index],
         boxes=asked.boxes if with_boxes else None,
         points=asked.points,
         point_labels=asked.point_labels,
+        mask_logits=mask_logits,
     )
 
 
@@ -194,17 +256,6 @@ def _embed(parts: Parts, pixels: Tensor, *, bfloat16: bool) -> Tensor:
             hidden = block(hidden)
     embeddings: Tensor = encoder.neck(hidden.float().permute(0, 3, 1, 2))
     return embeddings
-
-
-def _initialise(parts: Parts) -> None:
-    """segment-anything leaves positions at zero and the rest to torch's defaults: small values learn sooner."""
-    encoder = parts.image_encoder
-    if encoder.pos_embed is not None:
-        torch.nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
-    for layer in encoder.blocks.modules():
-        if isinstance(layer, torch.nn.Linear):
-            torch.nn.init.trunc_normal_(layer.weight, std=0.04)
-            torch.nn.init.zeros_(layer.bias)
 
 
 def _groups(parameters: list[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
@@ -236,7 +287,7 @@ def _write_checkpoint(
     path: Path,
     recipe: Recipe,
     parts: Parts,
-    sketcher: torch.nn.Module,
+    readers: torch.nn.ModuleList,
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
@@ -247,7 +298,7 @@ def _write_checkpoint(
         {
             "recipe": asdict(recipe),
             "weights": parts.state_dict(),
-            "sketcher": sketcher.state_dict(),
+            "readers": readers.state_dict(),
             "optimiser": optimiser.state_dict(),
             "average": average,
             "step": step,
@@ -277,19 +328,19 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
 def pretrain(
     out: Path,
     *,
-    steps: int = 2400,
+    steps: int = 12_000,
     seed: int = 0,
     device: str = "auto",
-    batch: int = 8,
+    batch: int = 4,
     bfloat16: bool = False,
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
     """What `wardround pretrain-sam` does: train into the folder `out`, reporting a line every hundred steps.
 
-    `out` then holds `small_sam.safetensors`, usable from the first save on, `log.txt`, and while the run is not over the
-    checkpoint that it resumes from. Stopped by Ctrl-C it says how to go on; what was done since the last save, at most a
-    few minutes, is done again.
+    `out` then holds `small_sam.safetensors`, usable from the first save on, `small_sam.png` with its answers, `log.txt`,
+    and while the run is not over the checkpoint that it resumes from. Stopped by Ctrl-C it says how to go on; what was
+    done since the last save, at most a few minutes, is done again.
 
     Raises:
         ValueError: as `training`.
@@ -315,8 +366,10 @@ def pretrain(
                     f"step {now.step}/{now.steps}  loss {now.loss:.3f}  Dice of the first mask {now.dice:.3f}  "
                     f"{now.seconds / 60:.1f} min, {left / 60:.1f} min left"
                 )
+                if now.marks:
+                    tell(f"step {now.step}/{now.steps}  {now.marks}")
                 if now.step == now.steps:
-                    tell("now the IoU head alone, for about a twentieth of that time")
+                    tell("now the IoU head alone, for about a thirtieth of that time")
         except KeyboardInterrupt:
             tell(f"stopped; the same command with --resume goes on from {_checkpoint_of(weights)}")
             raise

@@ -17,6 +17,9 @@ POINTS = 3
 MIN_AREA_PX = 12
 """Objects of which less is seen are not asked for."""
 
+MIN_SEEN = 0.6
+"""Nor those of which a smaller share is seen: scraps behind other objects, which no expert would outline."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -41,18 +44,19 @@ class Asked:
 
 def asks_anything(scenes: Scenes) -> bool:
     """Whether any scene shows an object large enough to ask for."""
-    return bool((_visible(scenes) >= MIN_AREA_PX).any())
+    return bool(_worth_asking(scenes).any())
 
 
-def _visible(scenes: Scenes) -> Tensor:
-    """(B, OBJECTS): pixels of each object that are seen."""
-    return F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
+def _worth_asking(scenes: Scenes) -> Tensor:
+    """(B, OBJECTS) bool: objects of which enough is seen."""
+    area = F.one_hot(scenes.labels, OBJECTS + 1).sum((1, 2))[:, 1:]
+    return (area >= MIN_AREA_PX) & (scenes.seen >= MIN_SEEN)
 
 
 def ask(scenes: Scenes, generator: Generator, *, prompts_per_image: int) -> Asked:
     """Draw objects from each scene that has any, with replacement, and a prompt for each; one scene must have some."""
     side = scenes.labels.shape[-1]
-    weights = (_visible(scenes) >= MIN_AREA_PX).float()
+    weights = _worth_asking(scenes).float()
     images = torch.nonzero(weights.any(1)).flatten()
     picked = torch.multinomial(weights[images], prompts_per_image, replacement=True, generator=generator).flatten()
     image_index = images.repeat_interleave(prompts_per_image)
@@ -61,42 +65,55 @@ def ask(scenes: Scenes, generator: Generator, *, prompts_per_image: int) -> Aske
     return Asked(image_index, masks, _boxes(masks, generator).clamp(0, side), points, point_labels)
 
 
-def _boxes(masks: Tensor, generator: Generator) -> Tensor:
-    """Boxes around masks: a quarter of them tight, the others with every edge off by some pixels or some percent."""
+def tight_boxes(masks: Tensor) -> Tensor:
+    """(P, 4): left, top, right and bottom edge, in pixels, of masks (P, S, S) of which none is empty."""
     side = masks.shape[-1]
     place = torch.arange(side, device=masks.device)
     edges = []
     for axis in (1, 2):  # over rows: which columns; over columns: which rows
         used = masks.amax(axis) > 0
         edges += [torch.where(used, place, side).amin(1), torch.where(used, place + 1, 0).amax(1)]
-    tight = torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).float()
+    return torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).float()
+
+
+def _boxes(masks: Tensor, generator: Generator) -> Tensor:
+    """Boxes around masks: a third of them tight, a third nearly so, a third off by a seventh of their side on every edge.
+
+    A box that can't be relied on is what a specialist's prediction gives, and it leaves the picture as the better guide.
+    """
+    tight = tight_boxes(masks)
     extent = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
     care = torch.rand(len(masks), 1, generator=generator, device=masks.device)
-    spread = torch.where(care < 0.25, 0.0, torch.where(care < 0.8, 0.03, 0.1)) * extent + (care >= 0.25) * 0.8
+    spread = torch.where(care < 0.35, 0.0, torch.where(care < 0.65, 0.04, 0.14)) * extent + (care >= 0.35) * 0.8
     outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=masks.device)
-    padding = (care >= 0.5) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
+    padding = (care >= 0.75) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
     noise = torch.randn(tight.shape, generator=generator, device=masks.device).clamp(-2.5, 2.5)
     return tight + outwards * padding + spread * noise
 
 
 def _clicks(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """One click inside each mask, rather deep, and two outside near its border; each left out (-1) now and then."""
+    """One click inside each mask, rather deep, and two outside near its border; each left out (-1) now and then.
+
+    A cell of 4 × 4 pixels is drawn, then a pixel in it: drawing from all pixels would take sixteen times as long.
+    """
     count, side = masks.shape[0], masks.shape[-1]
     cell = 4
     coarse = F.avg_pool2d(masks[:, None], cell)
-    depth = F.avg_pool2d(coarse, 3, stride=1, padding=1) ** 4
+    depth = coarse * F.avg_pool2d(coarse, 3, stride=1, padding=1) ** 4
     beside = ((F.max_pool2d(coarse, 7, stride=1, padding=3) > 0) & (coarse == 0)).float()
-    fine = F.interpolate(torch.cat([depth, beside], 1), scale_factor=cell, mode="nearest")
-    inside = (masks * fine[:, 0]).flatten(1)
-    outside = fine[:, 1].flatten(1) + 1e-9  # a mask that fills the picture has no outside; its click is left out below
-    spots = torch.cat(
+    outside = beside.flatten(1) + 1e-9  # a mask that fills the picture has no outside; its click is left out below
+    cells = torch.cat(
         [
-            torch.multinomial(inside, 1, replacement=True, generator=generator),
+            torch.multinomial(depth.flatten(1), 1, replacement=True, generator=generator),
             torch.multinomial(outside, POINTS - 1, replacement=True, generator=generator),
         ],
         dim=1,
     )
-    points = torch.stack([spots % side, torch.div(spots, side, rounding_mode="floor")], -1).float() + 0.5
+    within = torch.randint(cell, (2, count, POINTS), generator=generator, device=masks.device)
+    x = cells % (side // cell) * cell + within[0]
+    y = torch.div(cells, side // cell, rounding_mode="floor") * cell + within[1]
+    spots = y * side + x
+    points = torch.stack([x, y], -1).float() + 0.5
     left_out = torch.rand(count, POINTS, generator=generator, device=masks.device) < torch.tensor(
         [0.35, 0.5, 0.5], device=masks.device
     )
@@ -106,37 +123,45 @@ def _clicks(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     return torch.where((labels >= 0)[..., None], points, 0.0), labels
 
 
-def losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch of prompts, and mean Dice of the first masks.
-
-    The loss of a mask is cross-entropy plus Dice against the share of each coarse pixel that the object covers;
-    cross-entropy counts fully in and around the box and a tenth elsewhere, or small objects would drown in background.
+def corrections(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The click that a patient reader would make next: where the answer is wrong most deeply.
 
     Args:
-        logits: (P, 4, h, w), predicted_iou: (P, 4); masks: (P, S, S), S a multiple of h; boxes: (P, 4) in pixels of S.
+        logits: (P, 1, h, w), an answer; masks: (P, S, S), what was meant.
+
+    Returns:
+        Points (P, POINTS, 2) and labels (P, POINTS) with one click each, 1 where the object was missed and 0 where too
+        much was taken; no click (-1) where the answer is right.
     """
-    ratio = masks.shape[-1] // logits.shape[-1]
-    share = F.avg_pool2d(masks[:, None], ratio)
-    weight = _focus(boxes / ratio, logits.shape[-1])[:, None]
-    entropy = F.binary_cross_entropy_with_logits(logits, share.expand_as(logits), reduction="none")
-    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3))
-    probability = torch.sigmoid(logits)
-    overlap = (probability * share).sum((2, 3))
-    both = probability.square().sum((2, 3)) + share.square().sum((2, 3))
-    each = entropy + 1 - (2 * overlap + 0.1) / (both + 0.1)
-    best_of_three = each[:, 1:].amin(1)
-
-    iou = true_iou(logits.detach(), masks)
-    dice = 2 * iou[:, 0] / (1 + iou[:, 0])
-    confidence = (predicted_iou - iou).square().mean(1)
-    return (each[:, 0] + 0.5 * best_of_three + confidence).mean(), dice.mean()
+    side = masks.shape[-1]
+    answer = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)[:, 0] > 0
+    wrong = (answer != (masks > 0.5)).float()[:, None]
+    depth = wrong * (1 + sum(F.avg_pool2d(wrong, size, stride=1, padding=size // 2) for size in (3, 7, 15)))
+    deepest, spot = depth.flatten(1).max(1)
+    points = masks.new_zeros(len(masks), POINTS, 2)
+    points[:, 0] = torch.stack([spot % side, torch.div(spot, side, rounding_mode="floor")], -1) + 0.5
+    labels = torch.full((len(masks), POINTS), -1, device=masks.device)
+    kind = masks.flatten(1).gather(1, spot[:, None])[:, 0].long()
+    labels[:, 0] = torch.where(deepest > 0, kind, -1)
+    return points, labels
 
 
-def true_iou(logits: Tensor, masks: Tensor) -> Tensor:
-    """IoU of answers (P, 4, h, w), scaled up to (S, S), with masks (P, S, S): (P, 4)."""
-    fine = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False) > 0
-    meant = masks[:, None] > 0.5
-    return (fine & meant).sum((2, 3)) / (fine | meant).sum((2, 3)).clamp(min=1)
+def rough_logits(masks: Tensor, generator: Generator, *, side: int) -> Tensor:
+    """Masks (P, S, S) as a half-trained specialist would draw them: (P, 1, side, side) logits, positive inside.
+
+    Borders are blurred away below an eighth of the picture's cells, moved, and grown or shrunk; how sure the specialist is
+    varies too.
+    """
+    count, device = len(masks), masks.device
+    cells = side // 4
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device=device)
+
+    blurred = F.interpolate(F.adaptive_avg_pool2d(masks[:, None], cells), size=(side, side), mode="bilinear", align_corners=False)
+    knots = torch.randn(count, 1, 6, 6, generator=generator, device=device)
+    wander = F.interpolate(knots, size=(side, side), mode="bilinear", align_corners=True)
+    return uniform(4, 16) * (blurred - uniform(0.3, 0.7) + uniform(0, 0.2) * wander)
 
 
 def sketch_loss(sketch: Tensor, scenes: Scenes) -> Tensor:
@@ -161,11 +186,28 @@ def sketch_loss(sketch: Tensor, scenes: Scenes) -> Tensor:
     return found + 4 * (fine[:, 1] - picture).square().mean()
 
 
-def _focus(boxes: Tensor, side: int) -> Tensor:
-    """(P, side, side): 1 in boxes a third larger on every side, 0.1 elsewhere."""
-    place = torch.arange(side, device=boxes.device) + 0.5
-    margin = (boxes[:, 2:] - boxes[:, :2]) / 3 + 1
-    low, high = boxes[:, :2] - margin, boxes[:, 2:] + margin
-    columns = (place >= low[:, :1]) & (place <= high[:, :1])
-    rows = (place >= low[:, 1:]) & (place <= high[:, 1:])
-    return 0.1 + 0.9 * (rows[:, :, None] & columns[:, None, :]).float()
+def grouping_loss(features: Tensor, scenes: Scenes, generator: Generator, *, cells: int = 160) -> Tensor:
+    """Loss of telling from features which cells of a picture belong to one object: about 0 when all pairs are told.
+
+    A prompt asks about one object; this asks about all pairs of cells at once, so the encoder learns to group long before
+    the decoder has learned to ask. Cosines of pairs within an object are pushed up, those of pairs across a border down;
+    cells that hold a border, and pairs of background, don't count.
+
+    Args:
+        features: (B, channels, grid, grid), a linear map of the embeddings.
+        cells: drawn in each scene, five times as often on objects as on background.
+    """
+    ratio = scenes.labels.shape[-1] // features.shape[-1]
+    labels = scenes.labels.float()[:, None]
+    highest, lowest = F.max_pool2d(labels, ratio).flatten(1), -F.max_pool2d(-labels, ratio).flatten(1)
+    pure = (highest == lowest).float()
+    drawn = torch.multinomial(pure * (1 + 4 * (highest > 0)) + 1e-6, cells, generator=generator)
+    unit = F.normalize(features, dim=1).flatten(2).gather(2, drawn[:, None].expand(-1, features.shape[1], -1))
+    label, counts = highest.gather(1, drawn), pure.gather(1, drawn) > 0
+    cosine = unit.transpose(1, 2) @ unit
+    valid = counts[:, :, None] & counts[:, None]
+    same = label[:, :, None] == label[:, None]
+    within, across = (valid & same & (label[:, :, None] > 0)).float(), (valid & ~same).float()
+    attract = (F.softplus(4 - 8 * cosine) * within).sum() / within.sum().clamp(min=1)
+    repel = (F.softplus(8 * cosine - 4) * across).sum() / across.sum().clamp(min=1)
+    return attract + repel

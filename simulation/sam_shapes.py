@@ -3,7 +3,7 @@
 A scene is drawn like a slice of a scan: tissue of several kinds, in or without a body, and on it objects with
 texture: round, bent and lobed ones, walls around a lumen, crescents, neighbours that touch. Then it is imaged:
 blurred, shaded by a bias field, noisy like MR (Rician), CT (Gaussian) or ultrasound (speckle), at low or high
-resolution, inverted or not, padded or not. Borders go from plain to hardly visible. Everything is drawn for a whole
+resolution, inverted or not, padded or not. Most borders are plain to see, some hardly visible. Everything is drawn for a whole
 batch at once, and follows from the generator alone.
 """
 
@@ -29,10 +29,12 @@ class Scenes:
     Attributes:
         images: (B, 1, S, S) float32 in [0, 1].
         labels: (B, S, S) int64; k in 1..OBJECTS where object k is what is seen, 0 elsewhere. Not every k appears.
+        seen: (B, OBJECTS) float32 in [0, 1]; the share of object k + 1 that no later object covers and the frame leaves.
     """
 
     images: Tensor
     labels: Tensor
+    seen: Tensor
 
 
 class _Random(NamedTuple):
@@ -68,7 +70,10 @@ def draw(generator: Generator, *, batch: int, side: int = 128, ease: float = 0.0
     rng = _Random(generator, batch, side, ease)
     depth_px = _shapes(rng)
     canvas, labels = _paint(rng, depth_px)
-    return _image(rng, canvas, labels)
+    images, labels = _image(rng, canvas, labels)
+    whole = (depth_px > 0).sum((2, 3))
+    shown = F.one_hot(labels, OBJECTS + 1).sum((1, 2))[:, 1:]
+    return Scenes(images, labels, shown / whole.clamp(min=1))
 
 
 def _shapes(rng: _Random) -> Tensor:
@@ -83,18 +88,20 @@ def _shapes(rng: _Random) -> Tensor:
     def column(values: Tensor) -> Tensor:
         return values[..., None, None]
 
-    angle, stretch = rng.uniform(0, 2 * torch.pi, PAIRS), torch.exp(rng.uniform(-0.6, 0.6, PAIRS))
+    plain = rng.chance(0.4, PAIRS)  # about an ellipse
+    angle = rng.uniform(0, 2 * torch.pi, PAIRS)
+    stretch = torch.exp(rng.uniform(-0.6, 0.6, PAIRS) * (1 - 0.5 * plain))
     cos, sin = column(torch.cos(angle)), column(torch.sin(angle))
     u = (cos * offset[:, :, 0] + sin * offset[:, :, 1]) / column(radius * stretch)
     v = (cos * offset[:, :, 1] - sin * offset[:, :, 0]) / column(radius / stretch)
-    v = v + column(0.6 * rng.chance(0.4, PAIRS) * rng.normal(PAIRS)) * (u.square().clamp(max=4) - 0.5)  # bent
+    v = v + column(0.5 * (1 - plain) * rng.chance(0.5, PAIRS) * rng.normal(PAIRS)) * (u.square().clamp(max=4) - 0.5)  # bent
     rho = torch.sqrt(u.square() + v.square() + 1e-6)
-    lobes = _lobes(rng, u / rho, v / rho)
-    rough = column(0.25 * rng.chance(0.35, PAIRS) * rng.uniform(0, 1, PAIRS)) * rng.field(PAIRS, rng.pick(8, 16))
+    lobes = _lobes(rng, u / rho, v / rho, strength=(1 - 0.85 * plain) * rng.uniform(0, 1, PAIRS).square())
+    rough = column(0.25 * rng.chance(0.35, PAIRS) * (1 - plain) * rng.uniform(0, 1, PAIRS)) * rng.field(PAIRS, rng.pick(8, 16))
     outer = 1 + lobes + rough - rho
 
     kind = rng.uniform(0, 1, PAIRS)
-    wall, crescent = (kind < 0.35).float(), ((kind >= 0.35) & (kind < 0.55)).float()
+    wall, crescent = (kind < 0.22).float(), ((kind >= 0.22) & (kind < 0.42)).float()
     reach = wall * rng.uniform(0, 0.15, PAIRS) + crescent * rng.uniform(0.35, 0.8, PAIRS)
     inner_size = wall * rng.uniform(0.4, 0.88, PAIRS) + crescent * rng.uniform(0.6, 1.05, PAIRS)
     turn = rng.uniform(0, 2 * torch.pi, PAIRS)
@@ -110,20 +117,19 @@ def _shapes(rng: _Random) -> Tensor:
 
 def _places(rng: _Random) -> tuple[Tensor, Tensor]:
     """Centres (B, PAIRS, 2) and radii (B, PAIRS) in half sides of the image, large first, some beside another."""
-    radius = torch.exp(rng.uniform(-3.2, 0.2, PAIRS)).sort(1, descending=True).values
+    radius = torch.exp(rng.uniform(-2.5, 0.2, PAIRS)).sort(1, descending=True).values
     centre = rng.uniform(-0.75, 0.75, PAIRS, 2) * (1 - 0.5 * radius[..., None])
     for pair in range(1, PAIRS):
         angle = rng.uniform(0, 2 * torch.pi)
-        gap = (radius[:, pair] + radius[:, pair - 1]) * rng.uniform(0.75, 1.25)
+        gap = (radius[:, pair] + radius[:, pair - 1]) * rng.uniform(0.85, 1.3)
         beside = centre[:, pair - 1] + torch.stack([torch.sin(angle), torch.cos(angle)], -1) * gap[:, None]
         fits = (beside.abs().amax(1) < 0.9).float() * rng.chance(0.6)
         centre[:, pair] = torch.where(fits[:, None] > 0, beside, centre[:, pair])
     return centre, radius
 
 
-def _lobes(rng: _Random, cos: Tensor, sin: Tensor) -> Tensor:
-    """Fourier series in the angle: how much further out the border lies, in radii."""
-    strength = rng.uniform(0, 1, PAIRS).square()
+def _lobes(rng: _Random, cos: Tensor, sin: Tensor, *, strength: Tensor) -> Tensor:
+    """Fourier series in the angle: how much further out the border lies, in radii; `strength` (B, PAIRS) in [0, 1]."""
     real, imaginary, lobes = cos, sin, torch.zeros_like(cos)
     for order in range(2, 6):
         real, imaginary = real * cos - imaginary * sin, real * sin + imaginary * cos
@@ -139,9 +145,13 @@ def _paint(rng: _Random, depth_px: Tensor) -> tuple[Tensor, Tensor]:
     texture = rng.field(OBJECTS, rng.pick(6, 40))
     spots = torch.sigmoid(8 * (rng.field(1, rng.pick(14, 36))[:, 0] - 1.2))
     softness = torch.exp(rng.uniform(-1.2, 0.9, OBJECTS))
-    contrast = torch.exp(rng.uniform(-2.8 + 1.6 * rng.ease, -0.6, OBJECTS)) * torch.sign(rng.uniform(-1, 1, OBJECTS))
-    grain = rng.uniform(0, 1, OBJECTS).square() * 0.25 * (1 - rng.ease)
-    spotted = rng.chance(0.35, OBJECTS) * rng.uniform(-0.35, 0.35, OBJECTS)
+    hidden = rng.chance(0.15 * (1 - rng.ease), OBJECTS)  # the few whose border is hard to see
+    contrast = torch.exp(rng.uniform(-1.7 + 0.5 * rng.ease, -0.5, OBJECTS) - 1.0 * hidden)
+    contrast = contrast * torch.sign(rng.uniform(-1, 1, OBJECTS))
+    # texture stays below the step at the border, or no eye could find it
+    grain = rng.uniform(0, 0.5, OBJECTS).square() * (1 - rng.ease)
+    grain = torch.minimum(grain, 0.6 * contrast.abs())
+    spotted = rng.chance(0.3, OBJECTS) * rng.uniform(-1, 1, OBJECTS) * torch.minimum(contrast.abs(), contrast.new_tensor(0.3))
     rim = rng.chance(0.15, OBJECTS) * rng.uniform(-0.3, 0.3, OBJECTS)
 
     def column(values: Tensor, k: int) -> Tensor:
@@ -164,10 +174,10 @@ def _tissue(rng: _Random) -> Tensor:
     """Background (B, S, S): patches of several tissues, in a body with air around it or filling the picture."""
     kinds = 4
     shares = torch.softmax(rng.uniform(1, 8, 1, 1, 1) * rng.field(kinds, rng.pick(3, 12)), 1)
-    spread = rng.uniform(0.05, 1, 1) * (1 - 0.8 * rng.ease)
+    spread = rng.uniform(0.05, 0.8, 1) * (1 - 0.8 * rng.ease)
     values = rng.uniform(0, 1, 1) * (1 - spread) + spread * rng.uniform(0, 1, kinds)
     tissue = (shares * values[..., None, None]).sum(1)
-    tissue = tissue + (1 - rng.ease) * rng.uniform(0, 0.12, 1, 1) * rng.field(1, rng.pick(10, 50))[:, 0]
+    tissue = tissue + (1 - rng.ease) * rng.uniform(0, 0.3, 1, 1).square() * rng.field(1, rng.pick(10, 50))[:, 0]
     line = torch.linspace(-1, 1, rng.side, device=tissue.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
     reach = rng.uniform(0.6, 1.1, 2)
@@ -177,7 +187,7 @@ def _tissue(rng: _Random) -> Tensor:
     return tissue * (1 - air * (1 - body))
 
 
-def _image(rng: _Random, canvas: Tensor, labels: Tensor) -> Scenes:
+def _image(rng: _Random, canvas: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The scanner: resolution, bias field, contrast curve, noise, inversion, clipping to percentiles, padding."""
     picture = canvas[:, None]
     coarse = rng.pick(rng.side * 3 // 10, rng.side)
@@ -192,12 +202,12 @@ def _image(rng: _Random, canvas: Tensor, labels: Tensor) -> Scenes:
     flipped = rng.chance(0.3, 1, 1, 1)
     picture = flipped * (1 - picture) + (1 - flipped) * picture
     keep = _frame(rng)
-    return Scenes((picture * keep).contiguous(), labels * keep[:, 0].long())
+    return (picture * keep).contiguous(), labels * keep[:, 0].long()
 
 
 def _noise(rng: _Random, picture: Tensor, *, share: float) -> Tensor:
     """Gaussian, Rician (magnitude of a complex signal) or speckle noise (grows with the signal), by image."""
-    level = 0.12 * (1 - rng.ease) * share * rng.uniform(0, 1, 1, 1, 1).square()
+    level = 0.1 * (1 - rng.ease) * share * rng.uniform(0, 1, 1, 1, 1).square()
     kind = rng.uniform(0, 1, 1, 1, 1)
     shape = (1, rng.side, rng.side)
     first, second = rng.normal(*shape), rng.normal(*shape)

@@ -1,8 +1,9 @@
 """SAM put together from segment-anything's own parts: the official sizes and the small one, all numbers in one place.
 
 Sources: Kirillov et al., "Segment Anything" (2023), and the sizes of its published checkpoints (vit_b, vit_l, vit_h).
-MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 128 pixels and is trained by
-`simulation/pretrain_sam.py`.
+MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 96 pixels and is trained by
+`simulation/pretrain_sam.py`: fine patches and a narrow decoder place an edge better than coarse patches and a wide one at
+the same cost, and what windows of attention don't see of each other the decoder's tokens carry.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Size:
         window: side of the windows of local attention in patches, 0 for none; `global_blocks` attend to everything.
         prompt_dim: channels of the embedding, and of everything in the decoder.
         mask_channels: hidden channels where a mask is a prompt.
+        decoder_heads: of the mask decoder's transformer, whose attention is half as wide as `prompt_dim`.
+        refines: a box without a mask prompt also brings the ellipse in it as one, and what the decoder says is added to the
+            logits of the mask prompt: it learns what the picture changes, not where the box is. Published weights were
+            trained without either.
         decoder_mlp, iou_hidden: hidden units in the mask decoder's transformer and in its IoU head.
     """
 
@@ -45,6 +50,8 @@ class Size:
     global_blocks: tuple[int, ...]
     prompt_dim: int
     mask_channels: int
+    decoder_heads: int
+    refines: bool
     decoder_mlp: int
     iou_hidden: int
 
@@ -65,6 +72,8 @@ def _official(dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) 
         global_blocks=global_blocks,
         prompt_dim=256,
         mask_channels=16,
+        decoder_heads=8,
+        refines=False,
         decoder_mlp=2048,
         iou_hidden=256,
     )
@@ -75,15 +84,17 @@ SIZES: dict[str, Size] = {
     "vit_l": _official(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": _official(1280, 32, 16, (7, 15, 23, 31)),
     "small": Size(
-        input_px=128,
-        patch_px=8,
-        dim=128,
+        input_px=96,
+        patch_px=4,
+        dim=96,
         depth=4,
         heads=4,
-        window=0,
-        global_blocks=(),
-        prompt_dim=96,
-        mask_channels=8,
+        window=12,
+        global_blocks=(2,),
+        prompt_dim=64,
+        mask_channels=32,
+        decoder_heads=4,
+        refines=True,
         decoder_mlp=256,
         iou_hidden=96,
     ),
@@ -99,6 +110,7 @@ class Parts(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
+        self.refines = size.refines
         self.image_encoder = ImageEncoderViT(
             img_size=size.input_px,
             patch_size=size.patch_px,
@@ -121,7 +133,9 @@ class Parts(nn.Module):
         )
         self.mask_decoder = MaskDecoder(
             transformer_dim=size.prompt_dim,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=size.prompt_dim, num_heads=8, mlp_dim=size.decoder_mlp),
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=size.prompt_dim, num_heads=size.decoder_heads, mlp_dim=size.decoder_mlp
+            ),
             num_multimask_outputs=3,
             iou_head_depth=3,
             iou_head_hidden_dim=size.iou_hidden,
@@ -180,7 +194,8 @@ def predict(
             None.
         points: (P, N, 2) x and y in the same frame, with `point_labels` (P, N): 1 inside, 0 outside, -1 no point; or
             None.
-        mask_logits: (P, 1, 4·grid, 4·grid), coarse masks to start from; or None.
+        mask_logits: (P, 1, 4·grid, 4·grid), an earlier answer's logits to be improved on, or another model's rough
+            mask as logits; None when there is none.
 
     Returns:
         Logits (P, 4, 4·grid, 4·grid) and predicted IoU (P, 4): the mask for an unambiguous prompt first, then the
@@ -188,6 +203,8 @@ def predict(
     """
     decoder, prompts = parts.mask_decoder, parts.prompt_encoder
     count = embeddings.shape[0]
+    if mask_logits is None and boxes is not None and parts.refines:
+        mask_logits = ellipse_logits(boxes, input_px=prompts.input_image_size[0], side=prompts.mask_input_size[0])
     half = 0.5  # the prompt encoder adds it: it takes coordinates of pixel centres
     clicks = None if points is None or point_labels is None else (points - half, point_labels)
     sparse, dense = prompts(points=clicks, boxes=None if boxes is None else boxes - half, masks=mask_logits)
@@ -199,7 +216,23 @@ def predict(
 
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
     kernels = torch.stack([mlp(attended[:, 1 + number]) for number, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    return torch.einsum("pmc,pchw->pmhw", kernels, upscaled), decoder.iou_prediction_head(attended[:, 0])
+    logits = torch.einsum("pmc,pchw->pmhw", kernels, upscaled)
+    if mask_logits is not None and parts.refines:
+        logits = logits + mask_logits
+    return logits, decoder.iou_prediction_head(attended[:, 0])
+
+
+def ellipse_logits(boxes: Tensor, *, input_px: int, side: int) -> Tensor:
+    """The ellipses in boxes as mask prompts: logits (P, 1, side, side), 6 at the centre, 0 on the ellipse, -10 far away.
+
+    Args:
+        boxes: (P, 4) left, top, right, bottom in pixels of an image of `input_px`.
+    """
+    place = (torch.arange(side, device=boxes.device) + 0.5) * (input_px / side)
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=0.5)
+    x, y = ((place - middle[:, axis, None]) / half[:, axis, None] for axis in (0, 1))
+    rho = torch.sqrt(x.square()[:, None, None, :] + y.square()[:, None, :, None])
+    return (6 * (1 - rho)).clamp(min=-10)
 
 
 def to_pixels(images: Tensor, size: Size) -> Tensor:

@@ -9,8 +9,11 @@ from torch.nn import functional as F
 
 from client import sam as sam_module
 from client.sam import Sam, load_sam
-from strategies.sam_parts import predict, to_pixels
+from strategies.sam_parts import SIZES, Parts, ellipse_logits, predict, to_pixels
 from strategies.semi.prompts import Prompts, prompts_from
+
+SIDE = SIZES["small"].input_px
+"""Of images that are not scaled on the way in: prompts are then in pixels of the encoder's input."""
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +63,10 @@ def asked(kinds: tuple[str, ...], prompts: Prompts) -> tuple[Prompts, bool, Tens
 
 @pytest.mark.parametrize("kinds", KINDS, ids="+".join)
 def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small: Sam, kinds: tuple[str, ...]) -> None:
-    images, prompts = several()
+    images, prompts = several(SIDE)
     embeddings = small.encode(images)
     prompts, box, masks = asked(kinds, prompts)
-    logits, iou = small.decode(embeddings, prompts, size=(128, 128), box=box, mask_logits=masks)
+    logits, iou = small.decode(embeddings, prompts, size=(SIDE, SIDE), box=box, mask_logits=masks)
     parts = small.parts
     side = 4 * small.embedding_shape[1]
     assert len(prompts) == 4
@@ -74,6 +77,8 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
             coarse = None if masks is None else masks[number][None, None]
             if coarse is not None:
                 coarse = F.interpolate(coarse, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+            elif box:
+                coarse = ellipse_logits(own.boxes, input_px=SIDE, side=side)
             sparse, dense = parts.prompt_encoder(
                 points=(own.points - 0.5, own.point_labels) if "clicks" in kinds else None,
                 boxes=own.boxes - 0.5 if box else None,
@@ -86,7 +91,8 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
             )
-        mask = F.interpolate(mask, size=(128, 128), mode="bilinear", align_corners=False)
+        mask = mask if coarse is None else mask + coarse
+        mask = F.interpolate(mask, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         assert torch.allclose(logits[number], mask[0, 0], atol=1e-4)
         assert torch.allclose(iou[number], rating[0, 0], atol=1e-5)
 
@@ -155,15 +161,65 @@ def test_it_answers_what_the_box_asks_for(small: Sam) -> None:
         assert (answer & other).sum() < 0.1 * other.sum()
 
 
+def test_a_mask_prompt_is_heard_and_stands_in_for_the_ellipse(small: Sam) -> None:
+    images, prompts = several(SIDE)
+    parts, embeddings = small.parts, small.encode(images)[prompts.image_index]
+    told = ellipse_logits(prompts.boxes, input_px=SIDE, side=parts.prompt_encoder.mask_input_size[0])
+
+    def answer(mask_logits: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return predict(parts, embeddings, boxes=prompts.boxes, mask_logits=mask_logits)[0]
+
+    assert torch.equal(answer(None), answer(told))
+    assert not torch.allclose(answer(-told), answer(told), atol=1e-2)
+
+
+def test_clicks_alone_and_sizes_trained_without_it_get_no_mask_prompt() -> None:
+    """segment-anything's embedding of "no mask" is what they are given."""
+    torch.manual_seed(0)
+    parts = Parts(SIZES["small"]).eval()
+    embeddings = torch.randn(2, SIZES["small"].prompt_dim, SIZES["small"].grid, SIZES["small"].grid)
+    points, labels = torch.tensor([[[40.0, 50.0]], [[90.0, 20.0]]]), torch.ones(2, 1)
+    boxes = torch.tensor([[10.0, 20.0, 50.0, 90.0], [40.0, 4.0, 92.0, 60.0]])
+
+    def answers() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            clicked = predict(parts, embeddings, boxes=None, points=points, point_labels=labels)[0]
+            return clicked, predict(parts, embeddings, boxes=boxes)[0]
+
+    before = answers()
+    torch.nn.init.normal_(parts.prompt_encoder.no_mask_embed.weight, std=3)
+    after = answers()
+    assert not torch.allclose(before[0], after[0], atol=1e-3)
+    assert torch.equal(before[1], after[1])
+    parts.refines = False
+    assert not torch.allclose(answers()[1], before[1], atol=1e-3)
+    assert [name for name, size in SIZES.items() if size.refines] == ["small"]
+
+
+def test_the_ellipse_of_a_box_touches_its_sides() -> None:
+    boxes = torch.tensor([[16.0, 32.0, 80.0, 64.0], [5.0, 5.0, 5.0, 5.0]])
+    logits = ellipse_logits(boxes, input_px=128, side=128)
+    assert logits.shape == (2, 1, 128, 128)
+    rows, columns = torch.where(logits[0, 0] > 0)
+    assert [int(edge) for edge in (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1)] == [16, 80, 32, 64]
+    assert float((logits[0] > 0).sum()) == pytest.approx(torch.pi * 32 * 16, rel=0.01)
+    assert logits.max() <= 6
+    assert logits.min() == -10
+    assert logits.isfinite().all()
+    coarse = ellipse_logits(boxes, input_px=128, side=64)
+    assert torch.allclose(F.avg_pool2d(logits[:1, :, 32:64, 16:80], 2), coarse[:1, :, 16:32, 8:40], atol=0.1)
+
+
 def test_grey_and_its_three_equal_channels_are_the_same_image(small: Sam) -> None:
     images, _ = discs((0.5, 0.5, 0.2))
     assert torch.equal(small.encode(images), small.encode(images.repeat(1, 3, 1, 1)))
 
 
 def test_multimask_takes_the_best_rated_of_the_three(small: Sam) -> None:
-    images, prompts = several()
+    images, prompts = several(SIDE)
     embeddings = small.encode(images)
-    logits, iou = small.decode(embeddings, prompts, size=(128, 128), multimask=True)
+    logits, iou = small.decode(embeddings, prompts, size=(SIDE, SIDE), multimask=True)
     with torch.no_grad():
         masks, ratings = predict(
             small.parts,
@@ -174,7 +230,7 @@ def test_multimask_takes_the_best_rated_of_the_three(small: Sam) -> None:
         )
     for number in range(len(prompts)):
         best = max(range(1, 4), key=lambda mask: float(ratings[number, mask]))
-        expected = F.interpolate(masks[number, best][None, None], (128, 128), mode="bilinear", align_corners=False)
+        expected = F.interpolate(masks[number, best][None, None], (SIDE, SIDE), mode="bilinear", align_corners=False)
         assert torch.allclose(logits[number], expected[0, 0], atol=1e-5)
         assert float(iou[number]) == pytest.approx(float(ratings[number, best]), abs=1e-6)
 

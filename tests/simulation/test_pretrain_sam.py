@@ -26,7 +26,9 @@ def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_pa
     assert run(tmp_path / "killed.safetensors", resume=True) == [3, 4]
     whole, killed = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "killed.safetensors")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("killed.png", "killed.safetensors", "whole.png", "whole.safetensors"),
+    ]
     assert load_sam(str(tmp_path / "whole.safetensors"), device="cpu").name == "small"
     torch.manual_seed(3)
     start = Parts(SIZES["small"]).state_dict()
