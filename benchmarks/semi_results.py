@@ -12,9 +12,16 @@ from __future__ import annotations
 import argparse
 import statistics
 
+import torch
 from results import ROOT, THREADS, Job, ended, paired_bootstrap, patient_dice, run_job, with_interval, written_by
+from safetensors.torch import save
+from torch import Tensor
 
+from client.sam import Sam
+from configs.files import write_bytes
+from strategies.sam_parts import SIZES, Parts
 from strategies.semi import FRAMEWORKS
+from strategies.semi.prompts import Prompts
 
 RUNS = ROOT / "runs" / "semi"
 PAGE = ROOT / "docs" / "results" / "semi.md"
@@ -24,6 +31,9 @@ HELP = {
     "SAM that learns": ("sam.enabled=true", "sam.adapt=decoder"),
 }
 """The columns of the screening, and what is changed for each."""
+
+WORTHLESS = ("random SAM", "SAM that answers the box")
+"""SAMs that know nothing: with either, the final Dice must not fall below that without SAM by more than .01."""
 
 TWO_SLICES = ("budget.cold_start=2", "budget.per_cycle=0", "federation.cycles=1")
 ALL = ("budget.cold_start=100000", "budget.per_cycle=0", "federation.cycles=1")
@@ -38,6 +48,37 @@ def job(data: str, framework: str, help_: str, labels: str) -> Job:
     budget = {"two": TWO_SLICES, "all": ALL}[labels]
     name = "-".join([data, framework, help_.replace(" ", "_"), labels])
     return Job(name, f"configs/{data}.toml", (f"train.framework={framework}", *HELP[help_], *budget, *STEPS), group=data)
+
+
+def worthless(framework: str, which: str) -> Job:
+    """A run with a SAM that knows nothing, on hippocampus with two slices a site."""
+    checkpoint = (f"sam.checkpoint={RUNS / 'random_sam.safetensors'}",) if which == "random SAM" else ()
+    overrides = (f"train.framework={framework}", *HELP["SAM"], *checkpoint, *TWO_SLICES, *STEPS)
+    return Job(f"hippocampus-{framework}-{which.replace(' ', '_')}-two", "configs/hippocampus.toml", overrides)
+
+
+def run_worthless(of: Job) -> None:
+    """Run a job of `worthless`; the SAM that answers the box is the honest one with its answers replaced."""
+    random = RUNS / "random_sam.safetensors"
+    if not random.exists():
+        torch.manual_seed(0)
+        write_bytes(random, save(Parts(SIZES["small"]).state_dict()))
+    honest = Sam.decode
+    if "box" in of.name:
+        Sam.decode = box_itself  # type: ignore[method-assign]
+    try:
+        run_job(of, RUNS)
+    finally:
+        Sam.decode = honest  # type: ignore[method-assign]
+
+
+def box_itself(self: Sam, embeddings: Tensor, prompts: Prompts, *, size: tuple[int, int], **how: object) -> tuple[Tensor, Tensor]:
+    """In place of `Sam.decode`: the box of each prompt, and full confidence."""
+    place = torch.arange(size[0]) + 0.5
+    left, top, right, bottom = prompts.boxes.cpu().unbind(1)
+    columns = (place >= left[:, None]) & (place <= right[:, None])
+    rows = (place >= top[:, None]) & (place <= bottom[:, None])
+    return torch.where(rows[:, :, None] & columns[:, None, :], 4.0, -4.0).to(self.device), torch.ones(len(prompts))
 
 
 def screening() -> list[Job]:
@@ -68,6 +109,8 @@ def final() -> list[Job]:
             for framework in ("supervised", *best_two()):
                 helps = list(HELP) if labels == "two" else ["no SAM", "SAM"]
                 jobs += [job(data, framework, help_, labels) for help_ in helps]
+                if (data, labels) == ("hippocampus", "two") and framework in best_two():
+                    jobs += [worthless(framework, which) for which in WORTHLESS]
     return jobs
 
 
@@ -131,6 +174,10 @@ def write_page(seeds: int) -> None:
     print(PAGE)
 
 
+def run_job_here(of: Job) -> None:
+    run_job(of, RUNS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("screen", "final"), default=("screen", "final"))
@@ -139,10 +186,10 @@ def main() -> None:
     given = parser.parse_args()
     if not given.write:
         for of in screening() if "screen" in given.only else ():
-            run_job(of.seeded(0), RUNS)
+            run_job_here(of.seeded(0))
         for seed in range(given.seeds) if "final" in given.only else ():
             for of in final():
-                run_job(of.seeded(seed), RUNS)
+                (run_worthless if any(w.replace(" ", "_") in of.name for w in WORTHLESS) else run_job_here)(of.seeded(seed))
     write_page(given.seeds)
 
 

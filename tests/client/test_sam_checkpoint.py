@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.build_sam import build_sam_vit_b
+from torch.nn import functional as F
 
 from client.sam import SamUnavailable, load_sam
+from client.sam_cache import EmbeddingCache
 from client.sam_checkpoint import SMALL, read
-from strategies.sam_parts import SIZES, Parts, recognise
-from strategies.semi.prompts import prompts_from
+from strategies.sam_parts import SIZES, Parts, recognise, to_pixels
+from strategies.semi.prompts import mask_prompts, prompts_from
+from strategies.semi.sam_gate import gate
+from strategies.semi.sam_target import sam_loss, target_from
 
 
 def test_the_shipped_one_is_small_and_holds_weights_alone() -> None:
@@ -45,14 +49,29 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp
     assert all(torch.equal(value, sam.parts.state_dict()[key]) for key, value in official.state_dict().items())
     sam.parts.image_encoder.blocks = sam.parts.image_encoder.blocks[:3]  # two windowed, one global: the rest is more of both
     image = torch.rand(1, 1, 64, 64)
+    pixels = to_pixels(image, sam.size)
+    assert pixels.shape == (1, 3, 1024, 1024)
+    large = F.interpolate(image, size=(1024, 1024), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
+    assert torch.allclose(pixels, official.preprocess(255 * large), atol=1e-4), "normalised as the official model does"
+
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[20:40, 10:50] = True
-    embeddings = sam.encode(image)
-    assert embeddings.shape == (1, 256, 64, 64)
-    logits, iou = sam.decode(embeddings, prompts_from(torch.stack([~mask, mask]).float()[None]), size=(64, 64))
+    probs = torch.stack([~mask, mask]).float()[None]
+    prompts = prompts_from(probs)
+    cache = EmbeddingCache(tmp_path / "cache", sam)
+    computed = cache.embeddings(["case"], image)
+    kept = EmbeddingCache(tmp_path / "cache", sam).embeddings(["case"], image)
+    assert computed.shape == (1, 256, 64, 64)
+    assert computed.dtype == torch.float16
+    assert torch.equal(computed, kept)
+    assert cache.folder.joinpath("embeddings.f16").stat().st_size == 2 * 256 * 64 * 64
+    logits, iou = sam.decode(kept, prompts, size=(64, 64), mask_logits=mask_prompts(prompts, probs))
     assert logits.shape == (1, 64, 64)
     assert logits.isfinite().all()
     assert iou.isfinite().all()
+    passed = gate(logits > 0, prompts.components, iou, min_iou=0.0, min_agreement=0.0)
+    target = target_from(prompts, logits > 0, passed, probs)
+    assert sam_loss(torch.zeros(1, 2, 64, 64), target).isfinite()
 
 
 @pytest.mark.parametrize("wrap", ["model", "state_dict", "module"])
