@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import strategies.torchvision_ops  # noqa: F401  (before segment-anything, which imports torchvision)
+
+from segment_anything.build_sam import build_sam_vit_b  # isort: skip
 from safetensors.torch import load_file, save_file
-from segment_anything.build_sam import build_sam_vit_b
 from torch.nn import functional as F
 
 from client.sam import SamUnavailable, load_sam
