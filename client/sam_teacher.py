@@ -154,22 +154,22 @@ class SamTeacher:
         prompts = prompts.select(self.trust.to(probs.device)[prompts.class_index] > 0)
         size = (images.shape[-2], images.shape[-1])
         embeddings = self._cache.embeddings([case.id for case in cases], images)
-        coarse = mask_prompts(prompts, probs) if settings.mask else None
-        logits, iou = self._sam.decode(embeddings, prompts, size=size, box=settings.box, mask_logits=coarse)
-        moved = None
-        if settings.min_stability > 0:
-            others = jittered(prompts, size=size, generator=self._generator)
-            moved = self._sam.decode(embeddings, others, size=size, box=settings.box, mask_logits=coarse)[0] > 0
+        asked = prompts
+        if settings.min_stability > 0:  # both in one batch
+            asked = prompts.followed_by(jittered(prompts, size=size, generator=self._generator))
+        coarse = mask_prompts(asked, probs) if settings.mask else None
+        logits, iou = self._sam.decode(embeddings, asked, size=size, box=settings.box, mask_logits=coarse)
+        masks, moved = logits[: len(prompts)] > 0, logits[len(prompts) :] > 0
         kept = gate(
-            logits > 0,
+            masks,
             prompts.components,
-            iou,
-            moved,
+            iou[: len(prompts)],
+            moved if settings.min_stability > 0 else None,
             min_iou=settings.min_iou,
             min_agreement=settings.min_agreement,
             min_stability=settings.min_stability,
         )
-        return prompts, logits > 0, kept
+        return prompts, masks, kept
 
     def _own_channels(self, images: Tensor) -> Tensor:
         """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""

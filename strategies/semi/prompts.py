@@ -55,6 +55,10 @@ class Prompts:
         """Those prompts that `chosen` (a bool mask or indices) names."""
         return Prompts(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
+    def followed_by(self, others: Prompts) -> Prompts:
+        """These prompts, then others about the same images with as many clicks: no longer in the order of images."""
+        return Prompts(*(torch.cat([getattr(self, field.name), getattr(others, field.name)]) for field in fields(self)))
+
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""
         return Prompts(*(getattr(self, field.name).to(device) for field in fields(self)))
