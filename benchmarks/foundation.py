@@ -9,12 +9,9 @@ nothing is run and the page is written from what is there.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 
-from results import ROOT, Ended, Job, ended, run_job, with_interval, written_by
+from results import ROOT, Ended, Job, benchmark_rows, ended, run_benchmark, run_job, with_interval, written_by
 
 RUNS = ROOT / "runs" / "foundation"
 PAGE = ROOT / "docs" / "results" / "foundation.md"
@@ -33,21 +30,7 @@ JOBS = (
     Job("engines-inline", "configs/demo.toml", QUICK, group="engines"),
     Job("engines-cluster", "configs/demo.toml", QUICK, "cluster", group="engines"),
 )
-BENCHMARKS = ("phantom_difficulty", "overhead", "memory", "quality", "sam_quality")
-
-
-def run_benchmark(name: str) -> None:
-    """Run a benchmark program once and keep its last line."""
-    kept = RUNS / f"{name}.json"
-    if kept.exists():
-        return
-    print(f"== benchmarks/{name}.py", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py")], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        sys.exit(f"benchmarks/{name}.py failed; nothing of it is on the page")
-    RUNS.mkdir(parents=True, exist_ok=True)
-    kept.write_text(done.stdout.strip().splitlines()[-1])
+BENCHMARKS = ("phantom_difficulty", "overhead", "memory", "quality")
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -108,11 +91,7 @@ def claims() -> list[str]:
     if inline and len(inline) == len(cluster):
         apart = abs(statistics.mean(inline) - statistics.mean(cluster))
         add(f"inline and cluster: mean Dice within .02 over {len(inline)} seeds", f"{apart:.4f}", apart <= 0.02)
-    for path in sorted(RUNS.glob("*.json")):
-        line = json.loads(path.read_text())
-        figures = ", ".join(f"{k} {v}" for k, v in line.items() if k not in ("name", "goal", "met"))
-        add(f"`benchmarks/{path.stem}.py`: {line['goal']}", figures, bool(line["met"]))
-    return lines
+    return lines + benchmark_rows(RUNS)
 
 
 def curves() -> list[str]:
@@ -164,7 +143,7 @@ def main() -> None:
                 if job.group in arguments.only:
                     run_job(job.seeded(seed), RUNS)
         for name in BENCHMARKS if "benchmarks" in arguments.only else ():
-            run_benchmark(name)
+            run_benchmark(name, RUNS)
     write_page()
 
 

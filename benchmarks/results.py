@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,35 @@ def run_job(job: Job, runs: Path) -> None:
     begun = config.exists() and not stale
     print(f"== {job.name}: {job.command}", flush=True)
     simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
+
+
+def run_benchmark(name: str, runs: Path) -> None:
+    """Run a benchmark program once and keep its last line."""
+    kept = runs / f"{name}.json"
+    if kept.exists():
+        return
+    print(f"== benchmarks/{name}.py", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py")], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stderr[-2000:], file=sys.stderr)
+        sys.exit(f"benchmarks/{name}.py failed; nothing of it is on the page")
+    write_text(kept, done.stdout.strip().splitlines()[-1])
+
+
+def benchmark_rows(runs: Path) -> list[str]:
+    """Rows of a table "promised, measured, met" from the last lines that `run_benchmark` kept."""
+    rows = []
+    for path in sorted(runs.glob("*.json")):
+        line = json.loads(path.read_text())
+        figures = ", ".join(f"{key} {_plain(value)}" for key, value in line.items() if key not in ("name", "goal", "met"))
+        rows.append(f"| `benchmarks/{path.stem}.py`: {line['goal']} | {figures} | {'yes' if line['met'] else '**no**'} |")
+    return rows
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {inner}" for key, inner in value.items()) + ")"
+    return str(value)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
 
-    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final] [--seeds 5] [--write]
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final benchmarks] [--seeds 5] [--write]
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. The two best frameworks and supervised training then go to the test patients with several
@@ -164,6 +164,12 @@ def write_page(seeds: int) -> None:
         "",
         f"The first cell is `{command} --set {THREADS} --set seed=0`; the others change `train.framework` and `sam`.",
         "",
+        "## SAM itself, and what its help costs",
+        "",
+        "| promised | measured | met |",
+        "|---|---|---|",
+        *benchmark_rows(RUNS),
+        "",
         "## Test Dice",
         "",
         *final_table(seeds),
@@ -180,7 +186,7 @@ def run_job_here(of: Job) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("screen", "final"), default=("screen", "final"))
+    parser.add_argument("--only", nargs="+", choices=("screen", "final", "benchmarks"), default=("screen", "final"))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one, of the runs on test patients")
     parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
     given = parser.parse_args()
@@ -190,6 +196,8 @@ def main() -> None:
         for seed in range(given.seeds) if "final" in given.only else ():
             for of in final():
                 (run_worthless if any(w.replace(" ", "_") in of.name for w in WORTHLESS) else run_job_here)(of.seeded(seed))
+        for name in ("sam_quality", "semi") if "benchmarks" in given.only else ():
+            run_benchmark(name, RUNS)
     write_page(given.seeds)
 
 
