@@ -13,7 +13,19 @@ import argparse
 import statistics
 
 import torch
-from results import ROOT, THREADS, Job, ended, paired_bootstrap, patient_dice, run_job, with_interval, written_by
+from results import (
+    ROOT,
+    THREADS,
+    Job,
+    benchmark_rows,
+    ended,
+    paired_bootstrap,
+    patient_dice,
+    run_benchmark,
+    run_job,
+    with_interval,
+    written_by,
+)
 from safetensors.torch import save
 from torch import Tensor
 
