@@ -56,7 +56,8 @@ STRUCTURES = (
     Structure("sts_tumour", "sts_mr_dicom", "dicom", {"tumour": ["GTV_Mass*"]}, (1,)),
 )
 
-GOAL = "mean Dice with a tight box at least that of the ellipse in the box, for every structure but the myocardium"
+BEATS_BOTH, BEATS_BOX = ("acdc_rv", "hippocampus", "sts_tumour"), ("acdc_lv",)
+GOAL = "above the box and the ellipse in it for RV, hippocampus and tumour, above the box for LV"
 
 
 def dice(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -162,7 +163,8 @@ def main() -> None:
             f"{structure.name:<18}{found['slices']:>8}{found['box']:>8.3f}{found['ellipse']:>9.3f}{found['sam']:>8.3f}",
             flush=True,
         )
-    met = all(found["sam"] >= found["ellipse"] for name, found in figures.items() if name != "acdc_myocardium")
+    met = all(figures[name]["sam"] > max(figures[name]["box"], figures[name]["ellipse"]) for name in BEATS_BOTH)
+    met = met and all(figures[name]["sam"] > figures[name]["box"] for name in BEATS_BOX)
     print(json.dumps({"name": "sam_quality", **figures, "every": options.every, "goal": GOAL, "met": met}))
 
 
