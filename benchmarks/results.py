@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,26 +165,6 @@ def with_interval(values: Sequence[float]) -> str:
         return f"{mean:.3f} (1 seed)"
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:.3f} ± {half:.3f} ({len(values)} seeds)"
-
-
-def paired_bootstrap(
-    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]], *, draws: int = 4000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean difference of two methods and its 95 % interval, resampling seeds and patients, both sides alike.
-
-    Args:
-        ours, theirs: one mapping for each seed, patient to Dice; the same seeds and the same patients.
-    """
-    patients = sorted(ours[0])
-    if len(ours) != len(theirs) or any(sorted(one) != patients for one in (*ours, *theirs)):
-        raise ValueError("a paired comparison needs the same seeds and patients on both sides")
-    apart = np.array([[a[p] - b[p] for p in patients] for a, b in zip(ours, theirs, strict=True)])
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, apart.shape[0], (draws, apart.shape[0]))
-    columns = rng.integers(0, apart.shape[1], (draws, apart.shape[1]))
-    means = np.array([apart[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(apart.mean()), float(low), float(high)
 
 
 def written_by(program: str) -> str:

@@ -19,7 +19,6 @@ from results import (
     Job,
     benchmark_rows,
     ended,
-    paired_bootstrap,
     patient_dice,
     run_benchmark,
     run_job,
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from client.sam import Sam
 from configs.files import write_bytes
+from strategies.comparison import paired_bootstrap
 from strategies.sam_parts import SIZES, Parts
 from strategies.semi import FRAMEWORKS
 from strategies.semi.prompts import Prompts
