@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from client import sam as sam_module
 from client.sam import Sam, load_sam
-from strategies.sam_parts import SIZES, Parts, ellipse_logits, predict, to_pixels
+from strategies.sam_parts import SIZES, FusedAttention, Parts, ellipse_logits, predict, to_pixels
 from strategies.semi.prompts import Prompts, prompts_from
+
+from segment_anything.modeling.transformer import Attention  # isort: skip  (after strategies, which makes torchvision importable)
 
 SIDE = SIZES["small"].input_px
 """Of images that are not scaled on the way in: prompts are then in pixels of the encoder's input."""
@@ -295,3 +297,16 @@ def test_every_kind_of_prompt_matters(small: Sam) -> None:
     for first in range(len(answers)):
         for second in range(first):
             assert not torch.allclose(answers[first], answers[second], atol=1e-3)
+
+
+def test_the_fused_attention_is_segment_anythings_own() -> None:
+    torch.manual_seed(0)
+    own = Attention(64, num_heads=4, downsample_rate=2)
+    fused = Attention(64, num_heads=4, downsample_rate=2)
+    fused.__class__ = FusedAttention
+    fused.load_state_dict(own.state_dict())
+    for many, few in ((576, 9), (9, 576), (9, 9)):
+        q, k, v = torch.randn(3, many, 64), torch.randn(3, few, 64), torch.randn(3, few, 64)
+        assert torch.allclose(fused(q, k, v), own(q, k, v), atol=1e-5)
+    decoder = Parts(SIZES["small"]).mask_decoder
+    assert {type(module) for module in decoder.modules() if isinstance(module, Attention)} == {FusedAttention}
