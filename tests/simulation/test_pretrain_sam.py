@@ -12,6 +12,13 @@ from simulation.pretrain_sam import pretrain, training
 from strategies.sam_parts import SIZES, Parts
 
 
+@pytest.fixture(autouse=True)
+def _short_exams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every save is marked; here on few scenes."""
+    monkeypatch.setattr("simulation.sam_exam.SCENES", 4)
+
+
+
 def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
     def run(out: Path, *, stop: int | None = None, resume: bool = False) -> list[int]:
         steps = []
