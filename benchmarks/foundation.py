@@ -91,7 +91,7 @@ def claims() -> list[str]:
     if inline and len(inline) == len(cluster):
         apart = abs(statistics.mean(inline) - statistics.mean(cluster))
         add(f"inline and cluster: mean Dice within .02 over {len(inline)} seeds", f"{apart:.4f}", apart <= 0.02)
-    return lines + benchmark_rows(RUNS)
+    return lines + benchmark_rows(RUNS, BENCHMARKS)
 
 
 def curves() -> list[str]:

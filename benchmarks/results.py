@@ -1,7 +1,7 @@
 """What the programs that write result pages share: runs that are done once, their numbers, and intervals.
 
 A run lies in a folder of its own under runs/; one that has ended is not run again, one that was interrupted goes on, and
-one whose configuration has changed since is run anew.
+one whose configuration or SAM has changed since is run anew.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scipy import stats
 
 from client.evaluate import evaluate
 from client.plan import Plan, load_weights, network_for
+from client.sam_checkpoint import digest, path_of
 from client.site import Site
 from client.store import ImageRow
 from configs.files import write_text
@@ -69,12 +70,17 @@ def run_job(job: Job, runs: Path) -> None:
     """Run, or go on with, a job; nothing to do where it has ended."""
     folder = runs / job.name
     config = folder / "config.toml"
-    stale = config.exists() and dump(load(config)) != dump(load(ROOT / job.config, job.overrides))
+    run = load(ROOT / job.config, job.overrides)
+    made_with = folder / "made_with.json"
+    weights = {"sam": digest(path_of(run.sam.checkpoint))[:16]} if run.sam.enabled else {}
+    stale = config.exists() and dump(load(config)) != dump(run)
+    stale = stale or (made_with.exists() and json.loads(made_with.read_text()) != weights)
     if finished(folder) and not stale:
         return
     begun = config.exists() and not stale
     print(f"== {job.name}: {job.command}", flush=True)
     simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
+    write_text(made_with, json.dumps(weights))
 
 
 def run_benchmark(name: str, runs: Path) -> None:
@@ -90,10 +96,10 @@ def run_benchmark(name: str, runs: Path) -> None:
     write_text(kept, done.stdout.strip().splitlines()[-1])
 
 
-def benchmark_rows(runs: Path) -> list[str]:
+def benchmark_rows(runs: Path, names: Sequence[str]) -> list[str]:
     """Rows of a table "promised, measured, met" from the last lines that `run_benchmark` kept."""
     rows = []
-    for path in sorted(runs.glob("*.json")):
+    for path in (path for name in names if (path := runs / f"{name}.json").exists()):
         line = json.loads(path.read_text())
         figures = ", ".join(f"{key} {_plain(value)}" for key, value in line.items() if key not in ("name", "goal", "met"))
         rows.append(f"| `benchmarks/{path.stem}.py`: {line['goal']} | {figures} | {'yes' if line['met'] else '**no**'} |")

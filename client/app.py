@@ -22,6 +22,7 @@ from client.gate import Policy, make_gate
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, load_weights, network_for
+from client.sam_adapt import fold
 from client.sam_teacher import SAM
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
@@ -84,9 +85,18 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
 
 def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """What a round's reply may say beside the update: mean losses only where enough patients stand behind them."""
-    patients = {case.patient for case in site.store.cases("labelled")}
-    enough = len(patients) >= site.settings.min_patients
-    return {**numbers, "losses": numbers["losses"] if enough else {}}
+    labelled, least = site.store.cases("labelled"), site.settings.min_patients
+    teach, _ = fold(labelled, site.store.requested_patients())
+    behind = {
+        "adapter": {labelled[row].patient for row in teach},
+        "sam": (others := {case.patient for case in site.store.cases("unlabelled", "requested")}),
+        "consistency": others,
+    }
+    everybody = {case.patient for case in labelled}
+    losses = {name: mean for name, mean in numbers["losses"].items() if len(behind.get(name, everybody)) >= least}
+    if len(losses) < len(numbers["losses"]):
+        losses.pop("total", None)  # from it and the others the missing one could be worked out
+    return {**numbers, "losses": losses}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:

@@ -49,6 +49,11 @@ class Sam:
         """(channels, rows, columns) of one image's embedding."""
         return self.size.prompt_dim, self.size.grid, self.size.grid
 
+    @property
+    def images_at_once(self) -> int:
+        """How many images go through the encoder together."""
+        return max(1, _PIXELS_PER_BATCH // self.size.input_px**2)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Embeddings (B, channels, rows, columns), float32, of images (B, 1 or 3, S, S) in [0, 1] of any side S.
@@ -62,10 +67,9 @@ class Sam:
             raise ValueError("SAM takes images with values in [0, 1], and no NaN: scale their intensities first")
         if not len(images):
             return torch.empty(0, *self.embedding_shape, device=self.device)
-        at_once = max(1, _PIXELS_PER_BATCH // self.size.input_px**2)
         encoded = [
             self.parts.image_encoder(to_pixels(some.to(self.device, torch.float32), self.size))
-            for some in torch.split(images, at_once)
+            for some in torch.split(images, self.images_at_once)
         ]
         return torch.cat(encoded)
 

@@ -51,9 +51,9 @@ class Lesson:
 def fold(cases: Sequence[Case], patients: Sequence[str]) -> tuple[list[int], list[int]]:
     """Which labelled cases SAM learns from, and which it is judged by: two lists of rows.
 
-    Patients take turns in the order in which their first label came (`patients`), so that none changes sides as labels
-    arrive: an adapter that was averaged with others and came back has seen nothing that it is judged by. Tuning on one
-    half and on the other in turn would not do: what comes back would have seen both.
+    Patients take turns in the order in which they were first asked about (`patients`), so that none changes sides as labels
+    arrive, nor in a later run: an adapter that was averaged with others and came back has seen nothing that it is judged
+    by. Tuning on one half and on the other in turn would not do: what comes back would have seen both.
     """
     learnt_from = set(patients[::2])
     rows = range(len(cases))
@@ -69,8 +69,8 @@ def train_adapter(
     classes: int,
     seed: int,
     generator: torch.Generator,
-) -> tuple[dict[str, Tensor], float]:
-    """`settings.adapt_steps` steps on the adapter; gives the new one (on the CPU) and the mean loss.
+) -> tuple[dict[str, Tensor], float | None]:
+    """`settings.adapt_steps` steps on the adapter; gives the new one (on the CPU) and the mean loss, None without a step.
 
     Args:
         sam: of the checkpoint, not adapted; nothing of it is changed.
@@ -81,27 +81,28 @@ def train_adapter(
     learned = {name: value.detach().clone().to(sam.device).requires_grad_() for name, value in adapter.items()}
     truth = torch.where(lesson.labels == IGNORE, 0, lesson.labels)
     if not learned or not bool((truth > 0).any()):
-        return {name: value.detach().cpu() for name, value in learned.items()}, 0.0
+        return {name: value.detach().cpu() for name, value in learned.items()}, None
     own = dict(sam.parts.named_parameters())
     optimiser = torch.optim.AdamW(learned.values(), LEARNING_RATE[settings.adapt], weight_decay=0.0)
     shown = torch.nonzero((truth > 0).flatten(1).any(1)).flatten().cpu()
     sums = torch.zeros((), device=sam.device)
     for _ in range(settings.adapt_steps):
         rows = shown[torch.randperm(len(shown), generator=generator)[:BATCH]]
-        probs = F.one_hot(truth[rows], classes + 1).movedim(-1, 1).float()
-        prompts = prompts_from(probs, min_area_px=1, positives=settings.positives, negatives=settings.negatives)
-        changed = effective(own, learned, seed=seed)
-        if lesson.embeddings is not None:
-            embeddings = lesson.embeddings[rows].to(sam.device, torch.float32)
-        else:
-            encoder = {n.removeprefix("image_encoder."): v for n, v in changed.items()}
-            pixels = to_pixels(lesson.images[rows].to(sam.device), sam.size)
-            embeddings = functional_call(sam.parts.image_encoder, encoder, (pixels,))
-        loss = _loss(sam, changed, embeddings, prompts, probs, settings, generator)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for some in rows.split(sam.images_at_once):  # a trained encoder of 1024 px holds gigabytes for each image
+            probs = F.one_hot(truth[some], classes + 1).movedim(-1, 1).float()
+            prompts = prompts_from(probs, min_area_px=1, positives=settings.positives, negatives=settings.negatives)
+            changed = effective(own, learned, seed=seed)
+            if lesson.embeddings is not None:
+                embeddings = lesson.embeddings[some].to(sam.device, torch.float32)
+            else:
+                encoder = {n.removeprefix("image_encoder."): v for n, v in changed.items()}
+                pixels = to_pixels(lesson.images[some].to(sam.device), sam.size)
+                embeddings = functional_call(sam.parts.image_encoder, encoder, (pixels,))
+            loss = _loss(sam, changed, embeddings, prompts, probs, settings, generator) * (len(some) / len(rows))
+            loss.backward()
+            sums += loss.detach()
         optimiser.step()
-        sums += loss.detach()
     return {name: value.detach().cpu() for name, value in learned.items()}, float(sums) / settings.adapt_steps
 
 

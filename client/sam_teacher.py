@@ -102,7 +102,7 @@ class SamTeacher:
         """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on the others."""
         judges = list(range(len(labelled)))
         if self._adapter:
-            self._learns_from, judges = fold(labelled, self._site.store.labelled_patients())
+            self._learns_from, judges = fold(labelled, self._site.store.requested_patients())
         if not self._settings.trust:
             return
         drawn = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust").permutation(judges)[:TRUST_CASES]
@@ -112,7 +112,7 @@ class SamTeacher:
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = take(rows[start : start + TRUST_BATCH])
             probs = probabilities(self._specialist, images)
-            prompts, masks, kept = self._ask(cases, images, probs)
+            prompts, masks, kept, probs = self._ask(cases, images, probs)
             shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
         self.trust = trust_from(torch.cat(shown), patients)
@@ -122,8 +122,8 @@ class SamTeacher:
     @torch.no_grad()
     def target(self, cases: Sequence[Case], images: Tensor, teacher_probs: Tensor) -> Target:
         """What SAM says of unlabelled images (B, K, H, W), in their frame; IGNORE where it is silent or not trusted."""
-        prompts, masks, kept = self._ask(cases, images, teacher_probs)
-        return target_from(prompts, masks, kept, teacher_probs, trust=self.trust)
+        prompts, masks, kept, probs = self._ask(cases, images, teacher_probs)
+        return target_from(prompts, masks, kept, probs, trust=self.trust)
 
     def learn(self, take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
         """Train the adapter on the cases it learns from: the new one, and its mean loss by name; nothing without one."""
@@ -142,10 +142,11 @@ class SamTeacher:
             seed=self._plan.seed,
             generator=self._generator,
         )
-        return learned, {"adapter": [torch.tensor(loss)]}
+        return learned, {} if loss is None else {"adapter": [torch.tensor(loss)]}
 
-    def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor]:
-        """Prompts from a prediction (B, C+1, H, W), SAM's masks (P, H, W) for them, and which pass the gate (P,)."""
+    def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor, Tensor]:
+        """Prompts from a prediction, SAM's masks (P, H, W) for them, which pass the gate (P,), and what the prompts were
+        made from: the prediction (B, C+1, H, W), or that smoothed with those of the slices beside."""
         settings = self._settings
         images = self._own_channels(images)
         if settings.beside:
@@ -169,7 +170,7 @@ class SamTeacher:
             min_agreement=settings.min_agreement,
             min_stability=settings.min_stability,
         )
-        return prompts, masks, kept
+        return prompts, masks, kept, probs
 
     def _own_channels(self, images: Tensor) -> Tensor:
         """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""

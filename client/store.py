@@ -292,10 +292,10 @@ class Store:
                 raise KeyError(case_id)
             return np.frombuffer(zlib.decompress(row.mask), dtype=np.uint8).reshape(row.rows, row.columns).copy()
 
-    def labelled_patients(self) -> list[str]:
-        """Patients with a label, in the order in which their first one came (by id within a tick): only ever extended."""
-        first = func.min(_Label.tick)
-        query = select(_Case.patient).join(_Label, _Label.case == _Case.id).group_by(_Case.patient).order_by(first, _Case.patient)
+    def requested_patients(self) -> list[str]:
+        """Patients whom an expert was asked about, in the order of their first request: only ever extended."""
+        first = func.min(_Request.id)
+        query = select(_Case.patient).join(_Request, _Request.case == _Case.id).group_by(_Case.patient).order_by(first)
         with self._session() as session:
             return list(session.scalars(query))
 

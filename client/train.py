@@ -33,7 +33,6 @@ from strategies.semi.sam_target import sam_loss
 State = dict[str, Tensor]
 
 
-
 @dataclass(frozen=True)
 class Trained:
     """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from."""
@@ -75,7 +74,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, labelled)
     sam = None
-    if plan.sam.enabled and plan.sam.weight > 0 and unlabelled:
+    if plan.sam.enabled and (adapter or (plan.sam.weight > 0 and unlabelled)):
         sam = SamTeacher(
             site,
             plan,
@@ -86,7 +85,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             specialist=averages[0] if averages else student,
         )
         sam.meet(labelled, draw.labelled)
-    asked = sam is not None and sam.is_trusted
+    asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)

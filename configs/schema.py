@@ -245,6 +245,10 @@ class Run(Settings):
         sam = self.sam
         if sam.enabled and not (sam.box or sam.positives or sam.negatives or sam.mask):
             yield "sam asks nothing: switch on one of sam.box, sam.positives, sam.negatives, sam.mask, or set sam.enabled = false"
+        if sam.enabled and sam.adapt != "none" and sam.weight == 0:
+            yield "sam.adapt trains a SAM that sam.weight = 0 never asks: give it a weight, or set sam.adapt = \"none\""
+        if sam.enabled and sam.adapt != "none" and sam.checkpoint == "small" and sam.size != "small":
+            yield f'sam.checkpoint is "small", but sam.size = "{sam.size}": name a checkpoint of that size in sam.checkpoint'
         federation = self.federation
         if federation.server_optimiser == "adam" and federation.server_learning_rate > 0.1:
             yield (

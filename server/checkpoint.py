@@ -34,6 +34,7 @@ class State:
         labelled: labels by site, None where withheld.
         grants: what each site may ask for in the cycle at hand.
         owed: requests that a site gave no answer to, cycle (as text) to cases; repeated when the site answers again.
+        late: sites that gave no answer in the last step.
         best_dice, best_cycle: best validation Dice and its cycle; None before the first assessment that shares it.
         last: numbers of the last assessment, for the end of the record.
         seconds: time spent on the steps so far, by all processes that ran them.
@@ -46,6 +47,7 @@ class State:
     labelled: Mapping[str, int | None] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
     owed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    late: Sequence[str] = ()
     best_dice: float | None = None
     best_cycle: int | None = None
     last: Mapping[str, float | None] = field(default_factory=dict)

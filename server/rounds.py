@@ -96,14 +96,19 @@ def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State
         waiting = [name for name in waiting if name not in told or told[name]["outstanding"]]
         if not waiting or (_quorum(told, settings.quorum) and not problems.late):
             break
-    missed = {name: {**state.owed.get(name, {}), str(cycle): state.grants[name]} for name in waiting if name not in told}
-    state = replace(_with_counts(state, told), owed={**state.owed, **missed})
+    silent = [name for name in waiting if name not in told and state.grants[name]]
+    missed = {name: {**state.owed.get(name, {}), str(cycle): state.grants[name]} for name in silent}
+    state = replace(_with_counts(state, told), owed={**state.owed, **missed}, late=sorted(problems.late))
     line = event("annotate", cycle=cycle, sites=dict(sorted(told.items())), labels_total=state.labels_total)
     return state, [line, *problems.events("annotate", cycle=cycle, round=0)]
 
 
-def _catch_up(federation: Federation, state: State, back: list[str], *, round: int) -> tuple[State, list[Event]]:
-    """Repeat the requests that sites missed, now that they answer again; who had done one answers from its disk."""
+def _catch_up(federation: Federation, state: State, *, round: int) -> tuple[State, list[Event]]:
+    """Repeat the requests that sites missed, unless they are still silent; who had done one answers from its disk.
+
+    Before a round and within its step, so that what arrives is trained on, also when the step is done again.
+    """
+    back = sorted(name for name in state.owed if name in federation.sites.names and name not in state.late)
     events: list[Event] = []
     for cycle in sorted({int(cycle) for name in back for cycle in state.owed[name]}):
         grants = {name: state.owed[name][str(cycle)] for name in back if str(cycle) in state.owed[name]}
@@ -160,6 +165,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
     fresh = run.federation.restart == "initial"
     if fresh and round == 1:
         state = replace(state, weights=federation.initial(), momenta={})
+    state, caught_up = _catch_up(federation, state, round=round)
     first = (round - 1) * run.train.local_steps
     everything = federation.steps_a_cycle
     if run.federation.restart == "continue":
@@ -203,9 +209,8 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
     )
     state = replace(state, weights=weights, momenta=momenta, labelled={**state.labelled, **labelled})
     line = event("train", cycle=cycle, round=round, sites=dict(sorted(told.items())), labels_total=state.labels_total)
-    back = sorted(name for name in state.owed if name in federation.sites.names and name not in problems.late)
-    state, caught_up = _catch_up(federation, state, back, round=round)
-    return state, [line, *problems.events("train", cycle=cycle, round=round), *caught_up]
+    state = replace(state, late=sorted(problems.late))
+    return state, [*caught_up, line, *problems.events("train", cycle=cycle, round=round)]
 
 
 def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:

@@ -8,7 +8,7 @@ prompts get a second pass: the answer, or a specialist's rough mask, comes back 
 wrong (Kirillov et al., 2023, §3 and appendix A).
 
 Two things help a young network to look at the picture, where boxes alone would already be a fair guess: scenes start
-easy and get hard over the first third of the run, and a linear map must read borders and picture from the embedding
+plain, and later one batch in five is hard, and a linear map must read borders and picture from the embedding
 (`sketch_loss`). How it sets out, so that it can tell half a pixel, is in `simulation/sam_start.py`. In the end the IoU
 head alone is trained on, against the finished weights. Prompts and losses are in `simulation/sam_lessons.py`, the exam at
 every save in `simulation/sam_exam.py`.
@@ -83,7 +83,7 @@ def training(
     steps: int,
     seed: int = 0,
     device: str = "cpu",
-    batch: int = 8,
+    batch: int = 4,
     bfloat16: bool = False,
     resume: bool = False,
     every: int = 100,
@@ -328,7 +328,7 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
 def pretrain(
     out: Path,
     *,
-    steps: int = 12_000,
+    steps: int = 10_000,
     seed: int = 0,
     device: str = "auto",
     batch: int = 4,

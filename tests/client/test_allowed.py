@@ -370,7 +370,7 @@ NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
     "no site record": (ASSESS, drop("site"), "has no record site"),
     "no name": (ASSESS, drop("site", "name"), "record site has no key name"),
     "a site record of numbers": (ANNOTATE, put("site", MetricRecord({"name": 1})), "record site is a MetricRecord"),
-    "another protocol": (JOIN, force("site", "protocol", PROTOCOL + 1), "site has protocol 2"),
+    "another protocol": (JOIN, force("site", "protocol", PROTOCOL + 1), f"site has protocol {PROTOCOL + 1}"),
     "a bool for the protocol": (JOIN, force("site", "protocol", True), "site has protocol True"),
     "no protocol": (JOIN, drop("site", "protocol"), "record site has no key protocol"),
     "no classes": (JOIN, drop("site", "classes"), "record site has no key classes"),

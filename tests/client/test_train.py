@@ -55,7 +55,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 OPEN = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
 """SAM with an open gate: all that it says counts fully."""
 
-SAMS = [("sam.enabled=false",), OPEN, (*OPEN, "sam.mask=true", "sam.min_stability=0.1"), (*OPEN[:3], "sam.trust=true")]
+SAMS = [
+    ("sam.enabled=false",),
+    OPEN,
+    (*OPEN, "sam.mask=true", "sam.min_stability=0.1"),
+    (*OPEN[:3], "sam.trust=true"),
+    (*OPEN, "sam.adapt=decoder", "sam.adapt_steps=2"),
+    (*OPEN, "sam.beside=true", "preprocess.neighbours=1"),
+]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 from tests_support import events, timeless
 
 import client.app as client_app
+import server.rounds as server_rounds
 from client.egress import read as read_egress
 from client.egress import verify
+from client.sam_teacher import SamTeacher
 from client.site import Site
 from client.store import Store
 from configs.faults import ConfigError
@@ -179,6 +181,38 @@ def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Pa
     assert events(folder)[-1]["event"] == "end"
 
 
+def test_who_teaches_sam_does_not_judge_it(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By site: the patients of the cases that the adapter learned from, and of those on which trust was measured."""
+    seen: dict[str, dict[str, set[str]]] = {name: {"taught": set(), "judged": set()} for name in SITES}
+    meet, learn = SamTeacher.meet, SamTeacher.learn
+
+    def watching(self: SamTeacher, take: Any, role: str) -> Any:
+        def watched(rows: Any) -> Any:
+            cases, images, labels = take(rows)
+            seen[self._site.name][role] |= {case.patient for case in cases}
+            return cases, images, labels
+
+        return watched
+
+    monkeypatch.setattr(SamTeacher, "meet", lambda self, labelled, take: meet(self, labelled, watching(self, take, "judged")))
+    monkeypatch.setattr(SamTeacher, "learn", lambda self, take: learn(self, watching(self, take, "taught")))
+    options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=6")
+    simulate(tiny_config(cycles=2), options, out=tmp_path / "run")
+    for name, roles in seen.items():
+        assert roles["taught"], name
+        assert roles["judged"], name
+        assert not roles["taught"] & roles["judged"], name
+
+
+def test_an_adapter_is_trained_also_where_every_case_is_labelled(tiny_config: Config, tmp_path: Path) -> None:
+    """Else a site without unlabelled cases would send that nothing changed, and pull the others' SAM back to its start."""
+    options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=1000", "budget.per_cycle=0")
+    folder = simulate(tiny_config(cycles=1), options, out=tmp_path / "run")
+    trained = [event for event in events(folder) if event["event"] == "train"]
+    assert all(site["unlabelled"] == 0 for event in trained for site in event["sites"].values())
+    assert all(site["losses"]["adapter"] > 0 for event in trained for site in event["sites"].values())
+
+
 @pytest.mark.parametrize("adapt", ["decoder", "lora"])
 def test_sam_learns_with_the_federation(tiny_config: Config, tmp_path: Path, adapt: str) -> None:
     options = ("sam.enabled=true", f'sam.adapt="{adapt}"', "sam.adapt_steps=2", "sam.min_iou=0.0", "sam.min_agreement=0.0")
@@ -212,11 +246,44 @@ def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
     monkeypatch.setattr("client.app.carry_out", carry_out)
     folder = simulate(tiny_config(cycles=1, rounds_per_cycle=3), ["federation.deadline_polls=1"], out=tmp_path / "run")
     trained = [sorted(event["sites"]) for event in events(folder) if event["event"] == "train"]
-    assert trained == [["north", "west"], list(SITES), list(SITES)]
+    assert trained == [list(SITES)] * 3, "it is asked again before the first round, and trains with the others"
     later = [event for event in events(folder) if event["event"] == "annotate" and event["round"] == 1]
     assert [(event["cycle"], sorted(event["sites"])) for event in later] == [(0, ["south"])]
     assert later[0]["sites"]["south"]["received"] == 2, "the cold start's grant, no more and no less"
     assert [event["labels_total"] for event in events(folder) if event["event"] == "assess"] == [6]
+
+
+def test_a_run_that_stops_while_a_site_catches_up_goes_on_to_the_same_history(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest: Callable[..., Any] = vars(client_app)["carry_out"]
+
+    def run(name: str, *, stop: bool) -> Path:
+        away = {"south": 1}
+
+        def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
+            if away.pop(site.name, 0):
+                raise RuntimeError("the database is being moved")
+            return honest(site, *args, **kwargs)
+
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            catch_up(*args, **kwargs)
+            raise FederationFault("killed")
+
+        config = tiny_config(cycles=1)
+        with monkeypatch.context() as patch:
+            patch.setattr("client.app.carry_out", carry_out)
+            if stop:
+                catch_up = server_rounds._catch_up
+                patch.setattr(server_rounds, "_catch_up", stopping)
+                with pytest.raises(FederationFault, match="killed"):
+                    simulate(config, ["federation.deadline_polls=1"], out=tmp_path / name)
+            else:
+                return simulate(config, ["federation.deadline_polls=1"], out=tmp_path / name)
+        return simulate(config, ["federation.deadline_polls=1"], out=tmp_path / name, resume=True)
+
+    whole, stopped = run("whole", stop=False), run("stopped", stop=True)
+    assert timeless(stopped) == timeless(whole)
 
 
 def test_with_too_few_sites_the_run_stops_with_the_reasons(
