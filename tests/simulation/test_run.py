@@ -283,7 +283,12 @@ def test_a_run_that_stops_while_a_site_catches_up_goes_on_to_the_same_history(
         return simulate(config, ["federation.deadline_polls=1"], out=tmp_path / name, resume=True)
 
     whole, stopped = run("whole", stop=False), run("stopped", stop=True)
-    assert timeless(stopped) == timeless(whole)
+    histories = []
+    for history in (timeless(whole), timeless(stopped)):
+        (refused,) = [event for event in history if event["event"] == "refused"]
+        refused["sites"]["south"].pop("reference")  # a random number
+        histories.append(history)
+    assert histories[0] == histories[1]
 
 
 def test_with_too_few_sites_the_run_stops_with_the_reasons(
