@@ -46,7 +46,7 @@ def dice_of(name: str) -> list[float]:
 
 
 def run_table() -> list[str]:
-    lines = ["| run | command | labels of the pool | test Dice | worst site | seconds |", "|---|---|---|---|---|---|"]
+    lines = ["| run | command | labels of the pool | test Dice | worst site | seconds | code |", "|---|---|---|---|---|---|---|"]
     for job in JOBS:
         runs = seeds_of(job.name)
         if not runs:
@@ -59,7 +59,8 @@ def run_table() -> list[str]:
             share = f"{first.labels} of {first.cases} ({first.labels / first.cases:.0%})"
         lines.append(
             f"| {job.name} | `{job.command}` | {share} | {with_interval(dice) if dice else 'withheld'} "
-            f"| {f'{statistics.mean(worst):.3f}' if worst else 'withheld'} | {statistics.mean(r.seconds for r in runs):.0f} |"
+            f"| {f'{statistics.mean(worst):.3f}' if worst else 'withheld'} | {statistics.mean(r.seconds for r in runs):.0f} "
+            f"| {', '.join(sorted({run.commit for run in runs}))} |"
         )
     return lines
 

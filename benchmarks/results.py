@@ -122,6 +122,7 @@ class Ended:
     labels: int | None
     cases: int | None
     seconds: float
+    commit: str
     events: list[Any]
 
 
@@ -134,8 +135,16 @@ def ended(folder: Path) -> Ended | None:
     pools = [site["cases"] for site in next(event for event in events if event["event"] == "join")["sites"].values()]
     cases = None if any(pool is None for pool in pools) else sum(pools)
     seconds = float(events[-1].get("seconds") or 0)
+    commit = next(event for event in events if event["event"] == "start").get("commit") or "unrecorded"
     return Ended(
-        last["dice_mean"], last["dice_mean_test"], last["dice_worst_test"], last["labels_total"], cases, seconds, events
+        dice=last["dice_mean"],
+        dice_test=last["dice_mean_test"],
+        worst_test=last["dice_worst_test"],
+        labels=last["labels_total"],
+        cases=cases,
+        seconds=seconds,
+        commit=commit,
+        events=events,
     )
 
 
