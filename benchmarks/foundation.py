@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from results import ROOT, Ended, Job, benchmark_rows, ended, run_benchmark, run_job, with_interval, written_by
+from results import ROOT, Ended, Job, benchmark_rows, ended, run_benchmark, run_job, with_interval, write_page, written_by
 
 RUNS = ROOT / "runs" / "foundation"
 PAGE = ROOT / "docs" / "results" / "foundation.md"
@@ -107,7 +107,7 @@ def curves() -> list[str]:
     return lines
 
 
-def write_page() -> None:
+def compose() -> None:
     text = [
         "# Foundation: what runs, and what comes out",
         "",
@@ -126,9 +126,7 @@ def write_page() -> None:
         *curves(),
         "",
     ]
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text("\n".join(text))
-    print(PAGE)
+    write_page(PAGE, text)
 
 
 def main() -> None:
@@ -145,7 +143,7 @@ def main() -> None:
                     run_job(job.seeded(seed), RUNS)
         for name in BENCHMARKS if "benchmarks" in arguments.only else ():
             run_benchmark(name, RUNS)
-    write_page()
+    compose()
 
 
 if __name__ == "__main__":

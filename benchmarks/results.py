@@ -188,3 +188,9 @@ def written_by(program: str) -> str:
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
     return f"Written by `python benchmarks/{program}` at commit {commit}, on {machine}."
+
+
+def write_page(page: Path, lines: Sequence[str]) -> None:
+    """Write a result page and say where it is."""
+    write_text(page, "\n".join(lines))
+    print(page)

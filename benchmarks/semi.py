@@ -10,7 +10,6 @@ three (at least 24 prompts a step). Embeddings are kept on disk before anything 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -18,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from common import report
+from common import report, write_set
+from numpy.typing import NDArray
 
 from client.annotate.worklist import carry_out, collect
 from client.plan import Plan, load_weights, network_for
@@ -67,23 +66,19 @@ cold_start = 16
 
 def write_images(root: Path) -> None:
     """Twelve volumes of eight slices with a disc of each class in noise, one site."""
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
-    with (root / "index.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["case", "site"])
-        for patient in range(12):
-            label = np.zeros((SIDE, SIDE, 8), np.uint8)
-            for index in range(8):
-                for class_, corner in enumerate(((36, 36), (36, 92), (92, 64)), start=1):
-                    row, column = corner + rng.uniform(-8, 8, 2)
-                    label[(y - row) ** 2 + (x - column) ** 2 < rng.uniform(12, 20) ** 2, index] = class_
-            voxels = np.array([20.0, 70, 120, 170])[label] + rng.normal(0, 10, label.shape)
-            nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.eye(4)), root / "images" / f"p{patient}.nii.gz")
-            nib.save(nib.Nifti1Image(label, np.eye(4)), root / "labels" / f"p{patient}.nii.gz")
-            table.writerow([f"p{patient}", "one"])
+
+    def volume(patient: int) -> tuple[str, str, NDArray[np.float32], NDArray[np.uint8]]:
+        label = np.zeros((SIDE, SIDE, 8), np.uint8)
+        for index in range(8):
+            for class_, corner in enumerate(((36, 36), (36, 92), (92, 64)), start=1):
+                row, column = corner + rng.uniform(-8, 8, 2)
+                label[(y - row) ** 2 + (x - column) ** 2 < rng.uniform(12, 20) ** 2, index] = class_
+        voxels = np.array([20.0, 70, 120, 170])[label] + rng.normal(0, 10, label.shape)
+        return f"p{patient}", "one", voxels.astype(np.float32), label
+
+    write_set(root, map(volume, range(12)))
 
 
 def in_turns(sides: dict[str, Callable[[], Any]], *, pairs: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ from results import (
     run_benchmark,
     run_job,
     with_interval,
+    write_page,
     written_by,
 )
 from safetensors.torch import save
@@ -161,7 +162,7 @@ def final_table(seeds: int) -> list[str]:
     return lines
 
 
-def write_page(seeds: int) -> None:
+def compose(seeds: int) -> None:
     command = screening()[0].command
     text = [
         "# Semi-supervised learning with SAM: what comes out",
@@ -188,13 +189,7 @@ def write_page(seeds: int) -> None:
         *final_table(seeds),
         "",
     ]
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text("\n".join(text))
-    print(PAGE)
-
-
-def run_job_here(of: Job) -> None:
-    run_job(of, RUNS)
+    write_page(PAGE, text)
 
 
 def main() -> None:
@@ -205,13 +200,14 @@ def main() -> None:
     given = parser.parse_args()
     if not given.write:
         for of in screening() if "screen" in given.only else ():
-            run_job_here(of.seeded(0))
+            run_job(of.seeded(0), RUNS)
         for seed in range(given.seeds) if "final" in given.only else ():
             for of in final():
-                (run_worthless if any(w.replace(" ", "_") in of.name for w in WORTHLESS) else run_job_here)(of.seeded(seed))
+                knows_nothing = any(which.replace(" ", "_") in of.name for which in WORTHLESS)
+                run_worthless(of.seeded(seed)) if knows_nothing else run_job(of.seeded(seed), RUNS)
         for name in BENCHMARKS if "benchmarks" in given.only else ():
             run_benchmark(name, RUNS)
-    write_page(given.seeds)
+    compose(given.seeds)
 
 
 if __name__ == "__main__":
