@@ -1,7 +1,9 @@
 """Synthetic scenes for training a promptable segmenter: organs, walls and lesions that no patient ever had.
 
 A scene is drawn like a slice of a scan: tissue of several kinds, in or without a body, and on it objects with
-texture: round, bent and lobed ones, walls around a lumen, crescents, neighbours that touch. Then it is imaged:
+texture: round, bent and lobed ones, walls around a lumen, crescents, neighbours that touch or wrap around another. An
+outline is what an expert would draw, which is not always where brightness changes: muscles stand in a ventricle that is
+outlined around them, and a tissue of the same brightness may begin where an object ends. Then it is imaged:
 blurred, shaded by a bias field, noisy like MR (Rician), CT (Gaussian) or ultrasound (speckle), at low or high
 resolution, inverted or not, padded or not. Most borders are plain to see, some hardly visible. Everything is drawn for a whole
 batch at once, and follows from the generator alone.
@@ -69,7 +71,7 @@ def draw(generator: Generator, *, batch: int, side: int = 128, ease: float = 0.0
     """`batch` scenes of `side` × `side` pixels; `ease` from 0 to 1 makes borders plainer, textures and noise weaker."""
     rng = _Random(generator, batch, side, ease)
     depth_px = _shapes(rng)
-    canvas, labels = _paint(rng, depth_px)
+    canvas, labels = _paint(rng, depth_px, _deceptions(rng, depth_px))
     images, labels = _image(rng, canvas, labels)
     whole = (depth_px > 0).sum((2, 3))
     shown = F.one_hot(labels, OBJECTS + 1).sum((1, 2))[:, 1:]
@@ -79,7 +81,7 @@ def draw(generator: Generator, *, batch: int, side: int = 128, ease: float = 0.0
 def _shapes(rng: _Random) -> Tensor:
     """About the depth below each object's border in pixels, (B, OBJECTS, S, S), negative outside and where absent."""
     batch, side = rng.batch, rng.side
-    centre, radius = _places(rng)
+    centre, radius, wraps = _places(rng)
     line = torch.linspace(-1, 1, side, device=radius.device)
     ground = torch.stack(torch.meshgrid(line, line, indexing="ij"))[None]
     ground = ground + rng.uniform(0, 0.06, 1, 1, 1) * rng.field(2, 6)
@@ -99,8 +101,9 @@ def _shapes(rng: _Random) -> Tensor:
     lobes = _lobes(rng, u / rho, v / rho, strength=(1 - 0.85 * plain) * rng.uniform(0, 1, PAIRS).square())
     rough = column(0.25 * rng.chance(0.35, PAIRS) * (1 - plain) * rng.uniform(0, 1, PAIRS)) * rng.field(PAIRS, rng.pick(8, 16))
     outer = 1 + lobes + rough - rho
+    outer = torch.minimum(outer, _room_beside(rng, outer, radius, wraps))
 
-    kind = rng.uniform(0, 1, PAIRS)
+    kind = torch.where(wraps > 0, 1.0, rng.uniform(0, 1, PAIRS))  # what wraps around another has no lumen of its own
     wall, crescent = (kind < 0.22).float(), ((kind >= 0.22) & (kind < 0.42)).float()
     reach = wall * rng.uniform(0, 0.15, PAIRS) + crescent * rng.uniform(0.35, 0.8, PAIRS)
     inner_size = wall * rng.uniform(0.4, 0.88, PAIRS) + crescent * rng.uniform(0.6, 1.05, PAIRS)
@@ -115,17 +118,32 @@ def _shapes(rng: _Random) -> Tensor:
     return depth.reshape(batch, OBJECTS, side, side)
 
 
-def _places(rng: _Random) -> tuple[Tensor, Tensor]:
-    """Centres (B, PAIRS, 2) and radii (B, PAIRS) in half sides of the image, large first, some beside another."""
+def _places(rng: _Random) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres (B, PAIRS, 2) and radii (B, PAIRS) in half sides of the image, large first, some beside another; and which
+    of them wrap around the one before (B, PAIRS), as 0 and 1."""
     radius = torch.exp(rng.uniform(-2.5, 0.2, PAIRS)).sort(1, descending=True).values
     centre = rng.uniform(-0.75, 0.75, PAIRS, 2) * (1 - 0.5 * radius[..., None])
+    wraps = torch.zeros_like(radius)
     for pair in range(1, PAIRS):
         angle = rng.uniform(0, 2 * torch.pi)
-        gap = (radius[:, pair] + radius[:, pair - 1]) * rng.uniform(0.85, 1.3)
+        wrapping = rng.chance(0.35)
+        apart = torch.where(wrapping > 0, rng.uniform(0.45, 0.8), rng.uniform(0.85, 1.3))
+        gap = (radius[:, pair] + radius[:, pair - 1]) * apart
         beside = centre[:, pair - 1] + torch.stack([torch.sin(angle), torch.cos(angle)], -1) * gap[:, None]
         fits = (beside.abs().amax(1) < 0.9).float() * rng.chance(0.6)
         centre[:, pair] = torch.where(fits[:, None] > 0, beside, centre[:, pair])
-    return centre, radius
+        wraps[:, pair] = fits * wrapping
+    return centre, radius, wraps
+
+
+def _room_beside(rng: _Random, outer: Tensor, radius: Tensor, wraps: Tensor) -> Tensor:
+    """How deep a place is outside of the shape before (B, PAIRS, S, S), in radii; without bounds for what wraps around nothing.
+
+    The right ventricle wraps around the left one so: a crescent with horns, a thin wall away from what it lies on.
+    """
+    ratio = (radius.roll(1, 1) / radius)[..., None, None]
+    wall = rng.uniform(0, 0.15, PAIRS)[..., None, None]
+    return torch.where(wraps[..., None, None] > 0, -outer.roll(1, 1) * ratio - wall, torch.full_like(outer, 10.0))
 
 
 def _lobes(rng: _Random, cos: Tensor, sin: Tensor, *, strength: Tensor) -> Tensor:
@@ -138,7 +156,20 @@ def _lobes(rng: _Random, cos: Tensor, sin: Tensor, *, strength: Tensor) -> Tenso
     return lobes
 
 
-def _paint(rng: _Random, depth_px: Tensor) -> tuple[Tensor, Tensor]:
+def _deceptions(rng: _Random, depth_px: Tensor) -> Tensor:
+    """How much further in (or, negative, out) an object's brightness ends than its outline, (B, OBJECTS, S, S) in pixels.
+
+    Nothing for most objects. In others, tissue from around stands in patches within the outline, near its border and deeper;
+    around a few, patches just outside are as bright as the object.
+    """
+    size_px = (depth_px > 0).sum((2, 3)).sqrt()[..., None, None]
+    patches = (rng.field(OBJECTS, rng.pick(10, 28)) - rng.uniform(0.3, 1.2, OBJECTS, 1, 1)).clamp(min=0)
+    kind = rng.uniform(0, 1, OBJECTS, 1, 1)
+    strength = rng.uniform(0.1, 0.5, OBJECTS, 1, 1) * ((kind < 0.3).float() - 0.6 * (kind > 0.88).float())
+    return (strength * size_px * patches).clamp(min=-4)
+
+
+def _paint(rng: _Random, depth_px: Tensor, deceived_px: Tensor) -> tuple[Tensor, Tensor]:
     """Tissue with objects on it: (B, S, S) intensities, about in [0, 1], and labels; objects cover earlier ones."""
     canvas = _tissue(rng)
     labels = torch.zeros_like(canvas, dtype=torch.int64)
@@ -159,7 +190,7 @@ def _paint(rng: _Random, depth_px: Tensor) -> tuple[Tensor, Tensor]:
 
     for k in range(OBJECTS):
         inside = depth_px[:, k]
-        cover = torch.sigmoid(inside / column(softness, k))
+        cover = torch.sigmoid((inside - deceived_px[:, k]) / column(softness, k))
         around = torch.sigmoid(-inside.abs() / 4) * (inside < 0)  # what it must stand out from
         mean = (canvas * around).sum((1, 2), keepdim=True) / (around.sum((1, 2), keepdim=True) + 1e-3)
         step = column(contrast, k)

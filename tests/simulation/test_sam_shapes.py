@@ -2,7 +2,7 @@
 
 import torch
 
-from simulation.sam_shapes import OBJECTS, draw
+from simulation.sam_shapes import OBJECTS, _deceptions, _Random, _room_beside, draw
 
 
 def generator(seed: int) -> torch.Generator:
@@ -77,3 +77,29 @@ def test_what_is_in_an_object_differs_from_what_is_around_it_more_when_it_is_eas
     assert hard.quantile(0.1) < 0.35
     assert hard.median() > 0.4  # what no eye can find teaches to look away
     assert easy.median() > 0.4
+
+
+def test_a_shape_that_wraps_around_another_leaves_it_whole_and_is_bent_around_it() -> None:
+    line = torch.linspace(-1, 1, 64)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    radius = torch.tensor([[0.5, 0.4, 0.3, 0.2]])
+    offset = torch.tensor([0.0, 0.45, 0.0, 0.0])[None, :, None, None]
+    outer = 1 - torch.sqrt((x - offset).square() + y.square()) / radius[..., None, None]
+    wraps = torch.tensor([[0.0, 1.0, 0.0, 0.0]])  # the second around the first
+    left = torch.minimum(outer, _room_beside(_Random(generator(0), 1, 64, 0.0), outer, radius, wraps))
+    assert torch.equal(left[:, [0, 2, 3]], outer[:, [0, 2, 3]])
+    assert not ((left[0, 1] > 0) & (outer[0, 0] > 0)).any()
+    crescent = left[0, 1] > 0
+    widths = crescent.sum(1)
+    assert widths[32] > 0
+    assert widths[22] > widths[32]  # hollow where the other one is, with horns beside it
+
+
+def test_brightness_ends_elsewhere_than_the_outline_in_some_objects_alone() -> None:
+    depth = (10 - (torch.arange(64.0) - 32).abs())[None, None, None].expand(40, OBJECTS, 64, 64)
+    deceived = _deceptions(_Random(generator(3), 40, 64, 0.0), depth)
+    inwards, outwards = (deceived > 1).flatten(2).any(2).float().mean(), (deceived < -1).flatten(2).any(2).float().mean()
+    assert 0.1 < inwards < 0.45
+    assert 0.02 < outwards < 0.25
+    assert deceived.min() >= -4  # no bright spots far from the object
+    assert ((deceived == 0).flatten(2).all(2)).float().mean() > 0.4
