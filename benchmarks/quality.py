@@ -20,7 +20,7 @@ import torch
 from common import report
 
 from client.evaluate import evaluate
-from client.plan import Plan, load_weights, network_for
+from client.plan import Plan, network_with
 from client.site import Site, Slices
 from configs.load import load
 from server.app import initial_weights, settings_for_sites
@@ -45,7 +45,7 @@ def central(folder: Path, *, steps: int) -> float:
             images.append(slices.take(cases))
             labels.append(slices.labels(cases).long())
     pool, truth = torch.cat(images), torch.cat(labels)
-    network = load_weights(network_for(plan), initial_weights(run)).train()
+    network = network_with(plan, initial_weights(run)).train()
     optimiser = torch.optim.AdamW(network.parameters(), run.train.learning_rate, weight_decay=run.train.weight_decay)
     generator = torch.Generator().manual_seed(run.seed)
     for _ in range(steps):

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from client.evaluate import evaluate
-from client.plan import Plan, load_weights, network_for
+from client.plan import Plan, network_with
 from client.sam_checkpoint import digest, path_of
 from client.site import Site
 from client.store import ImageRow
@@ -157,7 +157,7 @@ def patient_dice(folder: Path, role: str = "test") -> dict[str, float]:
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
     plan = Plan.read(settings_for_sites(run))
-    network = load_weights(network_for(plan), load_file(folder / "weights" / "final.safetensors"))
+    network = network_with(plan, load_file(folder / "weights" / "final.safetensors"))
     values: dict[str, list[float]] = {}
     for workspace in sorted((folder / "sites").iterdir()):
 

@@ -23,7 +23,7 @@ from common import report, write_set
 from numpy.typing import NDArray
 
 from client.annotate.worklist import carry_out, collect
-from client.plan import Plan, load_weights, network_for
+from client.plan import Plan, network_with
 from client.predict import predict
 from client.sam import Sam, load_sam
 from client.sam_cache import EmbeddingCache, content_hash
@@ -122,7 +122,7 @@ def steps_with_and_without(site: Site, plan: Plan, weights: Weights, *, pairs: i
     sides = {"without": steps(enabled=False), "with": steps(), "jitter": steps(min_stability=0.01)}
     seconds = in_turns(sides, pairs=pairs)
     slices = Slices(site, plan.preprocess)
-    network = load_weights(network_for(plan), weights)
+    network = network_with(plan, weights)
     some = site.store.cases("unlabelled")[:IMAGES]
     prompts = len(prompts_from(predict(network, slices, some, device=site.device)))
     return {

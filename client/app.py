@@ -21,7 +21,7 @@ from client.faults import SiteFault
 from client.gate import Policy, make_gate
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
-from client.plan import Plan, load_weights, network_for
+from client.plan import Plan, network_with
 from client.sam_adapt import fold
 from client.sam_teacher import SAM
 from client.score import demand_of, save_scores, score
@@ -103,7 +103,7 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
     started = time.monotonic()
     weights, _ = split(wire.unpack_weights(message.content.array_records["weights"]))
-    network = load_weights(network_for(plan), weights).to(site.device)
+    network = network_with(plan, weights).to(site.device)
     sums = {}
     pictures = Pictures(site) if site.settings.save_pictures else None
     if site.shares_sums or pictures:
@@ -115,9 +115,8 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     local = load_models(site.workspace / "models" / "local.safetensors")
     committee = [network]
     if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
-        of_site = network_for(plan)
-        of_site.load_state_dict(split(local.student)[0])
-        committee = [of_site.to(site.device)] if plan.query.model == "local" else [network, of_site.to(site.device)]
+        of_site = network_with(plan, split(local.student)[0]).to(site.device)
+        committee = [of_site] if plan.query.model == "local" else [network, of_site]
     scores = score(site, plan, committee, cycle=request.cycle)
     save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from client.faults import SiteFault
 from configs.schema import Network, Preprocess, Query, Sam, Settings, Train
@@ -52,14 +52,17 @@ def network_for(plan: Plan, *, purpose: str | None = None) -> nn.Module:
     return network
 
 
-def load_weights(network: nn.Module, weights: Weights) -> nn.Module:
-    """The network with the given weights.
+def network_with(plan: Plan, weights: Weights | Mapping[str, Tensor]) -> nn.Module:
+    """The run's network, on the CPU, with copies of the given weights; none are drawn that would be overwritten.
 
     Raises:
         SiteFault: names or shapes are not the network's.
     """
+    with torch.device("meta"):
+        network = network_for(plan)
+    state = {name: torch.as_tensor(value).clone() for name, value in weights.items()}
     try:
-        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise SiteFault("bad-request", f"the weights that came do not fit {type(network).__name__}: {error}") from error
     return network

@@ -246,7 +246,8 @@ class Slices:
 
     def labels(self, cases: Sequence[Case]) -> Tensor:
         """The experts' masks of labelled cases, (B, size_px, size_px) uint8."""
-        masks = [mask_to_network(self._site.store.label(case.id), self.image(case.image).place) for case in cases]
+        drawn = self._site.store.labels([case.id for case in cases])  # on the images' own grids
+        masks = [mask_to_network(mask, self.image(case.image).place) for case, mask in zip(cases, drawn, strict=True)]
         return torch.from_numpy(np.stack(masks))
 
 

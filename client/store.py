@@ -26,6 +26,10 @@ from strategies.records import Case, Choice
 SCHEMA = 1
 
 
+LABELS_AT_ONCE = 64
+"""So many labels are read with one query."""
+
+
 class _Base(DeclarativeBase):
     pass
 
@@ -286,11 +290,20 @@ class Store:
 
     def label(self, case_id: str) -> NDArray[np.uint8]:
         """The expert's mask of a labelled case, (rows, columns), on the original grid."""
-        with self._session() as session:
-            row = session.get(_Label, case_id)
-            if row is None:
-                raise KeyError(case_id)
-            return np.frombuffer(zlib.decompress(row.mask), dtype=np.uint8).reshape(row.rows, row.columns).copy()
+        return next(self.labels([case_id]))
+
+    def labels(self, case_ids: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
+        """The experts' masks of labelled cases, in their order; some are read together, never all.
+
+        Raises:
+            KeyError: a case has no label.
+        """
+        for start in range(0, len(case_ids), LABELS_AT_ONCE):
+            some = case_ids[start : start + LABELS_AT_ONCE]
+            with self._session() as session:
+                rows = {row.case: row for row in session.scalars(select(_Label).where(_Label.case.in_(some)))}
+                masks = [_unpacked(rows[case_id]) for case_id in some]
+            yield from masks
 
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""
@@ -357,3 +370,7 @@ def _engine(url: str) -> Engine:
             cursor.close()
 
     return engine
+
+
+def _unpacked(label: _Label) -> NDArray[np.uint8]:
+    return np.frombuffer(zlib.decompress(label.mask), dtype=np.uint8).reshape(label.rows, label.columns).copy()

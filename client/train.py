@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.plan import Plan, load_weights, network_for
+from client.plan import Plan, network_for, network_with
 from client.sam_teacher import SAM, SamTeacher
 from client.site import Site, Slices
 from strategies.randomness import derive, numpy_rng, torch_generator
@@ -68,7 +68,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     unlabelled = site.store.cases("unlabelled", "requested")
     own, sams = split(weights)
     adapter = {name: torch.from_numpy(array.copy()) for name, array in sams.items()}
-    student = load_weights(network_for(plan), own).to(site.device).train()
+    student = network_with(plan, own).to(site.device).train()
     networks = _helpers(framework, plan, student, helpers)
     averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]

@@ -21,13 +21,15 @@ import torch
 from numpy.typing import NDArray
 
 from client.evaluate import predicted_mask
+from client.faults import SiteFault
 from client.formats import FORMATS, classes_as_written
 from client.formats.image import FormatError, Image
 from client.models import load_models
-from client.plan import Plan, network_for
+from client.plan import Plan, network_with
 from client.site import Site, Slices
 from client.store import ImageRow, Request
 from configs.files import write_text
+from strategies.sam_adapters import split
 
 NAMES = {"dicom": ("image", "dcm"), "nifti": ("image.nii.gz", "nii.gz"), "picture": ("image.png", "png")}
 """Format to the name of the exported image and the ending of masks."""
@@ -106,11 +108,10 @@ class Folder:
         models = load_models(self._site.workspace / "models" / "local.safetensors")
         if models is None:
             return None
-        network = network_for(self._plan)
-        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        if expected != {name: tensor.shape for name, tensor in models.student.items()}:
+        try:
+            network = network_with(self._plan, split(models.student)[0])
+        except SiteFault:
             return None  # left by a run with another network
-        network.load_state_dict(models.student)
         slices = Slices(self._site, self._plan.preprocess)
         with torch.inference_mode():
             mask = predicted_mask(self._site, slices, network.to(self._site.device), row, [request.case])[0]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from client.faults import SiteFault
 from client.models import LocalModels, load_models, save_models
+from client.plan import Plan, network_for, network_with
 
 
 def some(**changes: object) -> LocalModels:
@@ -46,3 +48,19 @@ def test_a_torn_file_counts_as_none(tmp_path: Path, keep: int) -> None:
 
 def test_no_file_is_none(tmp_path: Path) -> None:
     assert load_models(tmp_path / "m") is None
+
+
+def test_a_network_is_given_copies_of_weights_that_fit_and_says_when_they_do_not() -> None:
+    plan = Plan.read({"seed": 1, "classes": ["a"], **{t: {} for t in ("preprocess", "network", "train", "sam", "query")}})
+    weights = {name: tensor.numpy() + 1 for name, tensor in network_for(plan).state_dict().items()}
+    network = network_with(plan, weights)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, torch.from_numpy(weights[name]))
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert all((value != 0).any() for value in weights.values()), "training it leaves what came alone"
+    name = next(iter(weights))
+    with pytest.raises(SiteFault, match="do not fit UNet"):
+        network_with(plan, {**weights, name: weights[name][:1]})

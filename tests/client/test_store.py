@@ -41,6 +41,22 @@ def test_a_grant_is_carried_out_once(tmp_path: Path) -> None:
     assert store.counts() == {"unlabelled": 4, "requested": 2, "test": 1}
 
 
+def test_labels_come_in_the_order_asked_for_however_many_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "site.db")
+    ids = [case.id for case in store.cases("unlabelled")][:5]
+    store.request("run", 0, cases=5, choices=choices(*ids), tick=1)
+    for number, case_id in enumerate(ids):
+        store.add_label(case_id, np.full((2, 3), number, np.uint8), run="run", cycle=0, tick=2, annotator="oracle")
+    asked = [3, 0, 4, 1, 3]
+    for at_once in (1, 2, 64):
+        monkeypatch.setattr("client.store.LABELS_AT_ONCE", at_once)
+        assert [int(mask[0, 0]) for mask in store.labels([ids[n] for n in asked])] == asked
+    with pytest.raises(KeyError):
+        list(store.labels([ids[0], "nobody's"]))
+
+
 def test_a_label_and_its_state_change_together_and_survive_reopening(tmp_path: Path) -> None:
     store = filled(tmp_path / "site.db")
     first = store.cases("unlabelled")[0].id
