@@ -99,12 +99,13 @@ def pretrain_sam(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16: quicker where the processor has it")] = False,
+    start: Annotated[str, typer.Option(help='Weights to start from: a file, or "small" for the shipped ones')] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint")] = False,
 ) -> None:
     """Pre-train the small SAM on synthetic images. What the shipped weights came from is in client/weights/small_sam.md."""
     from simulation.pretrain_sam import pretrain
 
-    pretrain(out, steps=steps, batch=batch, seed=seed, device=device, bfloat16=bfloat16, resume=resume)
+    pretrain(out, steps=steps, batch=batch, seed=seed, device=device, bfloat16=bfloat16, start=start, resume=resume)
 
 
 @site_app.command()

@@ -22,8 +22,7 @@ from client.gate import Policy, make_gate
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, network_with
-from client.sam_adapt import fold
-from client.sam_teacher import SAM
+from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
 from client.train import When, train
@@ -86,9 +85,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
 def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """What a round's reply may say beside the update: mean losses only where enough patients stand behind them."""
     labelled, least = site.store.cases("labelled"), site.settings.min_patients
-    teach, _ = fold(labelled, site.store.requested_patients())
     behind = {
-        "adapter": {labelled[row].patient for row in teach},
+        "adapter": {labelled[row].patient for row in taught_by(site, labelled)},
         "sam": (others := {case.patient for case in site.store.cases("unlabelled", "requested")}),
         "consistency": others,
     }

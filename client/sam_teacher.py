@@ -33,7 +33,7 @@ SAM = "sam"
 """Under this name the adapter whose encoder a cycle uses stays at the site between its rounds."""
 
 TRUST_CASES = 32
-"""Labelled cases, drawn anew in every round, on which SAM shows what it adds."""
+"""Cases with a known mask, drawn anew in every round, on which SAM shows what it adds."""
 
 TRUST_BATCH = 16
 """Of which so many are looked at together."""
@@ -99,18 +99,25 @@ class SamTeacher:
 
     @torch.no_grad()
     def meet(self, labelled: Sequence[Case], take: Take) -> None:
-        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on the others."""
-        judges = list(range(len(labelled)))
+        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on others.
+
+        Others are the site's validation patients: no network has trained on them, so specialist and SAM are both met as on
+        an unlabelled image. A site without any compares them on labelled cases that have not taught SAM; the specialist
+        has trained on these, and SAM is trusted too little.
+        """
         if self._adapter:
-            self._learns_from, judges = fold(labelled, self._site.store.requested_patients())
+            self._learns_from = taught_by(self._site, labelled)
         if not self._settings.trust:
             return
-        drawn = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust").permutation(judges)[:TRUST_CASES]
-        rows = np.sort(drawn.astype(np.int64))
+        held_out = self._site.store.cases("validation")
+        judges = np.arange(len(held_out)) if held_out else np.setdiff1d(np.arange(len(labelled)), self._learns_from)
+        show = self._held_out(held_out) if held_out else take
+        rng = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust")
+        rows = np.sort(rng.permutation(judges)[:TRUST_CASES].astype(np.int64))
         classes = len(self._plan.classes)
         shown, patients = [torch.zeros(0, classes)], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
-            cases, images, labels = take(rows[start : start + TRUST_BATCH])
+            cases, images, labels = show(rows[start : start + TRUST_BATCH])
             probs = probabilities(self._specialist, images)
             prompts, masks, kept, probs = self._ask(cases, images, probs)
             shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
@@ -143,6 +150,16 @@ class SamTeacher:
             generator=self._generator,
         )
         return learned, {} if loss is None else {"adapter": [torch.tensor(loss)]}
+
+    def _held_out(self, held_out: Sequence[Case]) -> Take:
+        """From rows of the held-out cases to what `Take` gives of labelled ones."""
+
+        def take(rows: Sequence[int] | NDArray[np.int64]) -> tuple[list[Case], Tensor, Tensor]:
+            cases = [held_out[row] for row in rows]
+            truths = self._slices.truths(cases).to(self._site.device, torch.int64)
+            return cases, self._slices.take(cases).to(self._site.device), truths
+
+        return take
 
     def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor, Tensor]:
         """Prompts from a prediction, SAM's masks (P, H, W) for them, which pass the gate (P,), and what the prompts were
@@ -184,6 +201,13 @@ class SamTeacher:
             for step in (-1, 1)
         )
         return 0.5 * probs + 0.25 * (before + behind)
+
+
+def taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:
+    """Rows of the labelled cases that an adapter learns from: all, or half where the others must judge it."""
+    if site.store.counts().get("validation"):
+        return list(range(len(labelled)))
+    return fold(labelled, site.store.requested_patients())[0]
 
 
 def _cache(site: Site, sam: Sam, *, adapted: bool) -> EmbeddingCache:

@@ -250,6 +250,17 @@ class Slices:
         masks = [mask_to_network(mask, self.image(case.image).place) for case, mask in zip(cases, drawn, strict=True)]
         return torch.from_numpy(np.stack(masks))
 
+    def truths(self, cases: Sequence[Case]) -> Tensor:
+        """The true masks of held-out cases, (B, size_px, size_px) uint8.
+
+        Raises:
+            SiteFault: a case is of the pool.
+        """
+        images = {image.id: image for image in self._site.store.images()}
+        volumes = {name: self._site.truth(images[name]) for name in sorted({case.image for case in cases})}
+        masks = [mask_to_network(volumes[case.image][case.index], self.image(case.image).place) for case in cases]
+        return torch.from_numpy(np.stack(masks))
+
 
 def site_log(workspace: Path, name: str) -> logging.Logger:
     """The site's own log, in `site.log`: it may name files and cases, and never leaves."""

@@ -128,7 +128,9 @@ class Sam(Settings):
     min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU; 0 asks for none")
     min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
     min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
-    trust: bool = Field(True, description="let SAM count, by class, as far as it helped on the site's labelled cases")
+    trust: bool = Field(
+        True, description="let SAM count, by class, as far as it helps on the site's validation patients (or labelled cases)"
+    )
     adapt: Literal["none", "decoder", "lora"] = Field("none", description="what of SAM the federation trains with it")
     adapt_steps: Positive = Field(10, description="steps on the adapter in a round")
     lora_rank: Positive = Field(4, description="rank of the matrices of lora")

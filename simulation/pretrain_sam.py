@@ -14,7 +14,8 @@ head alone is trained on, against the finished weights. Prompts and losses are i
 every save in `simulation/sam_exam.py`.
 
 A run is a number of steps; every step's draws follow from the seed and the step alone, so a run that was killed and
-resumed sees the same scenes as one that never stopped. What is saved is the moving average of the weights.
+resumed sees the same scenes as one that never stopped. What is saved is the moving average of the weights. A run may
+start from the weights of another (`--start`): then scenes are of every kind at once, and second passes begin early.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import torch
 from safetensors.torch import save
 from torch import Generator, Tensor
 
+from client.sam_checkpoint import digest, path_of, read
 from configs.files import locked, write_bytes, write_text
 from simulation.sam_exam import Marks, examine
 from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, rough_logits, sketch_loss
@@ -46,14 +48,16 @@ class Recipe:
     """What a run depends on; a checkpoint of another recipe is not resumed.
 
     `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has. Scenes are
-    plain in the first `easy_share` of the steps, and second passes begin after the first `single_share` of them.
+    plain in the first `easy_share` of the steps, and second passes begin after the first `single_share` of them. `start`
+    is the SHA-256 of the weights that it starts from, none for random ones.
     """
 
     steps: int
     seed: int
     batch: int
     bfloat16: bool = False
-    prompts_per_image: int = 4
+    start: str = ""
+    prompts_per_image: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: int = 200
@@ -85,6 +89,7 @@ def training(
     device: str = "cpu",
     batch: int = 4,
     bfloat16: bool = False,
+    start: str = "",
     resume: bool = False,
     every: int = 100,
     save_every: int = 400,
@@ -94,8 +99,12 @@ def training(
     Beside `out` lies `<out>.checkpoint` with all that resuming needs, until the run is over, and `<out>.png`, what the
     saved weights answer about scenes that they never learn from. All are written atomically.
 
+    `start` names a checkpoint of a small SAM to start from ("small" is the shipped one), "" random weights.
+
     Raises:
-        ValueError: numbers that make no sense, or a checkpoint to resume from that is missing or of another recipe.
+        ValueError: numbers that make no sense, a checkpoint to resume from that is missing or of another recipe, or
+            weights to start from that are not a small SAM's.
+        FloatingPointError: the loss is no longer finite; the last save stays.
         configs.files.StorageFault: `out` can't be written.
     """
     if steps < 1 or batch < 1:
@@ -104,6 +113,12 @@ def training(
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
     initialise(parts)
+    if start:
+        name, weights = read(path_of(start))
+        if name != "small":
+            raise ValueError(f"{path_of(start)} is a {name}: only a small SAM can be started from")
+        parts.load_state_dict(weights)
+        recipe = replace(recipe, start=digest(path_of(start)), easy_share=0.0, single_share=0.25)
     readers = torch.nn.ModuleList(
         torch.nn.Conv2d(size.prompt_dim, channels, kernel_size=1) for channels in (2 * (size.patch_px // 2) ** 2, 32)
     ).to(device)
@@ -111,7 +126,7 @@ def training(
         _groups([*parts.parameters(), *readers.parameters()], recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
     )
     average = {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
-    start, seconds = 0, 0.0
+    first, seconds = 0, 0.0
     checkpoint = _checkpoint_of(out)
     if resume:
         state = _read_checkpoint(checkpoint, recipe)
@@ -119,13 +134,16 @@ def training(
         readers.load_state_dict(state["readers"])
         optimiser.load_state_dict(state["optimiser"])
         average = {name: tensor.to(device) for name, tensor in state["average"].items()}
-        start, seconds = state["step"], state["seconds"]
+        first, seconds = state["step"], state["seconds"]
 
     began, sums, counted = time.monotonic() - seconds, torch.zeros(2, device=device), 0
-    for step in range(start, steps):
+    for step in range(first, steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        sums += _step(parts, readers, optimiser, step, recipe, device)
+        told = _step(parts, readers, optimiser, step, recipe, device)
+        if not bool(told.isfinite().all()):
+            raise FloatingPointError(f"the loss became {float(told[0])} in step {step + 1}; what was saved before it is kept")
+        sums += told
         counted += 1
         _follow(average, parts, decay=min(recipe.average_decay, (step + 1) / (step + 10)))
         done, marks = step + 1, None
@@ -333,6 +351,7 @@ def pretrain(
     device: str = "auto",
     batch: int = 4,
     bfloat16: bool = False,
+    start: str = "",
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
@@ -357,8 +376,11 @@ def pretrain(
             write_text(log, "\n".join(lines) + "\n")
             report(line)
 
-        tell(f"{'going on' if resume else 'starting'}: {steps} steps of {batch} images, seed {seed}, {chosen}")
-        run = training(weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, resume=resume)
+        origin = f" from {start}" if start else ""
+        tell(f"{'going on' if resume else 'starting'}{origin}: {steps} steps of {batch} images, seed {seed}, {chosen}")
+        run = training(
+            weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, start=start, resume=resume
+        )
         try:
             for now in run:
                 left = now.seconds / now.step * (now.steps - now.step)

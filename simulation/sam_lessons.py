@@ -88,7 +88,9 @@ def _boxes(masks: Tensor, generator: Generator) -> Tensor:
     outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=masks.device)
     padding = (care >= 0.85) * torch.rand(len(masks), 1, generator=generator, device=masks.device) * 2.5
     noise = torch.randn(tight.shape, generator=generator, device=masks.device).clamp(-2.5, 2.5)
-    return tight + outwards * padding + spread * noise
+    moved = tight + outwards * padding + spread * noise
+    low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
+    return torch.cat([low, torch.maximum(high, low + 1)], 1)  # edges of a thin object may have crossed
 
 
 def _clicks(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

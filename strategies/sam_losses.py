@@ -22,7 +22,7 @@ def answer_losses(logits: Tensor, predicted_iou: Tensor, masks: Tensor, boxes: T
     share = F.avg_pool2d(masks[:, None], ratio)
     near = _focus(boxes / ratio, logits.shape[-1])[:, None]
     far = 1 - near
-    weight = near / near.sum((2, 3), keepdim=True) + 0.5 * far / far.sum((2, 3), keepdim=True).clamp(min=1)
+    weight = near / near.sum((2, 3), keepdim=True).clamp(min=1) + 0.5 * far / far.sum((2, 3), keepdim=True).clamp(min=1)
     entropy = F.binary_cross_entropy_with_logits(logits, share.expand_as(logits), reduction="none")
     entropy = (entropy * weight).sum((2, 3))
     probability = torch.sigmoid(logits)

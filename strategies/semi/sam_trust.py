@@ -1,12 +1,12 @@
-"""How much SAM may count, by class: what it has shown on a site's own labelled cases, and how sure that is.
+"""How much SAM may count, by class: what it has shown on a site's own held-out patients, and how sure that is.
 
-On a labelled image the specialist predicts, SAM is prompted by that prediction as it would be on an unlabelled one, and
-each component whose mask passes the gate is replaced by that mask. The difference this makes to Dice is SAM's
-advantage there. Trust is how much likelier than not the advantage is real: 0 where there is no evidence or it speaks
+On an image whose mask is known the specialist predicts, SAM is prompted by that prediction as it would be on an
+unlabelled one, and each component whose mask passes the gate is replaced by that mask. The difference this makes to Dice
+is SAM's advantage there. Trust is how much likelier than not the advantage is real: 0 where there is no evidence or it speaks
 against SAM, towards 1 as patients agree that it helps.
 
-The specialist has trained on these cases and SAM has not, so the comparison favours the specialist: SAM is trusted too
-little rather than too much.
+The comparison must be on patients that trained neither: on its own training cases a specialist is nearly perfect, and no
+generalist, however good on new images, could add anything.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import torch
 
 from client.annotate.worklist import carry_out, collect
 from client.faults import SiteFault
-from client.plan import Plan, network_for
+from client.plan import Plan, network_for, network_with
 from client.sam import Sam
-from client.site import Site
+from client.sam_teacher import SamTeacher
+from client.site import Site, Slices
 from client.train import When, _weighted, train
 from configs.load import load
 from server.app import initial_weights, settings_for_sites
@@ -123,10 +124,10 @@ def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: M
     assert not same(with_sam.student, plain.student)
 
 
-def test_a_sam_that_adds_nothing_to_the_labelled_cases_leaves_the_round_as_it_is_without(
+def test_a_sam_that_adds_nothing_to_patients_of_a_known_mask_leaves_the_round_as_it_is_without(
     joined: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers the box itself; the trained specialist knows better, on its labelled cases at least."""
+    """It answers the box itself; the trained specialist knows better."""
 
     def box_itself(self: Sam, embeddings: torch.Tensor, prompts: Prompts, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
         place = torch.arange(how["size"][0]) + 0.5
@@ -191,6 +192,41 @@ def test_a_peer_learns_and_only_the_student_is_held_back(joined: Make) -> None:
     student = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
     peer = sum(float((done.helpers["peer"][name] - value).square().sum()) for name, value in start.items())
     assert peer > 2 * student > 0
+
+
+def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that_knows_new_patients_better(
+    joined: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On labelled cases nobody can add anything to this specialist; on others it finds little, and SAM everything."""
+    site, plan, weights = joined("sam.enabled=true", "sam.min_agreement=0.0", labels=4)
+    slices = Slices(site, plan.preprocess)
+    labelled = site.store.cases("labelled")
+    truths = {c.id: t for c, t in zip(labelled, slices.labels(labelled), strict=True)}
+    held_out = site.store.cases("validation")
+    truths |= {c.id: t for c, t in zip(held_out, slices.truths(held_out), strict=True)}
+    by_heart = {slices.take([c]).numpy().tobytes(): truths[c.id].long() for c in labelled}
+
+    def specialist(network: Any, images: torch.Tensor) -> torch.Tensor:
+        """Class probabilities: those of the label it knows, else a square in the middle of each class's half."""
+        guess = torch.zeros(images.shape[-2:], dtype=torch.int64)
+        guess[12:18, 8:14], guess[12:18, 20:26] = 1, 2
+        known = torch.stack([by_heart.get(image[None].numpy().tobytes(), guess) for image in images])
+        return torch.nn.functional.one_hot(known, 3).movedim(-1, 1).float()
+
+    ask = SamTeacher._ask
+
+    def knowing(self: SamTeacher, cases: Any, images: Any, probs: Any) -> Any:
+        prompts, _, kept, probs = ask(self, cases, images, probs)
+        real = torch.stack([truths[case.id] for case in cases])[prompts.image_index]
+        return prompts, real == prompts.class_index[:, None, None], torch.ones_like(kept), probs
+
+    monkeypatch.setattr("client.sam_teacher.probabilities", specialist)
+    monkeypatch.setattr(SamTeacher, "_ask", knowing)
+    network = network_with(plan, weights)
+    sam = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialist=network)
+    rows = torch.stack([truths[c.id] for c in labelled]).long()
+    sam.meet(labelled, lambda some: ([labelled[n] for n in some], slices.take([labelled[n] for n in some]), rows[list(some)]))
+    assert (sam.trust[1:] > 0.5).all()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,34 @@ def test_resuming_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
         next(iter(training(out, steps=4, batch=2, resume=True)))
 
 
+def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    list(training(first, steps=2, batch=1, every=2))
+    run = training(second, steps=2, batch=1, every=1, save_every=1, start=str(first))
+    next(run)
+    before, after, fresh = load_file(first), load_file(second), Parts(SIZES["small"]).state_dict()
+    name = "image_encoder.blocks.0.mlp.lin1.weight"
+    assert (after[name] - before[name]).abs().max() < 0.1 * (after[name] - fresh[name]).abs().max()
+    assert not torch.equal(after[name], before[name])
+    with pytest.raises(ValueError, match="same numbers"):
+        next(training(second, steps=2, batch=1, start="small", resume=True))
+    torch.save(Parts(SIZES["vit_b"]).state_dict(), tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"b\.pth is a vit_b"):
+        next(training(second, steps=2, batch=1, start=str(tmp_path / "b.pth")))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sam.safetensors"
+    run = training(out, steps=4, batch=1, every=1, save_every=1)
+    next(run)
+    monkeypatch.setattr("simulation.pretrain_sam._step", lambda *_: torch.tensor([float("nan"), 0.5]))
+    with pytest.raises(FloatingPointError, match="nan in step 2"):
+        next(run)
+    assert all(value.isfinite().all() for value in load_file(out).values())
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (1, 0)])
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, steps: int, batch: int) -> None:
     with pytest.raises(ValueError, match="at least"):

@@ -181,27 +181,55 @@ def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Pa
     assert events(folder)[-1]["event"] == "end"
 
 
-def test_who_teaches_sam_does_not_judge_it(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By site: the patients of the cases that the adapter learned from, and of those on which trust was measured."""
-    seen: dict[str, dict[str, set[str]]] = {name: {"taught": set(), "judged": set()} for name in SITES}
-    meet, learn = SamTeacher.meet, SamTeacher.learn
+@pytest.mark.parametrize("validation", [True, False])
+def test_who_teaches_sam_does_not_judge_it(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: bool
+) -> None:
+    """Validation patients judge, whom no network has trained on; without any, labelled patients take sides."""
+    seen: dict[str, dict[str, set[str]]] = {name: {"taught": set(), "judged": set(), "labelled": set()} for name in SITES}
+    meet, learn, ask = SamTeacher.meet, SamTeacher.learn, SamTeacher._ask
+    meeting: list[str] = []
 
-    def watching(self: SamTeacher, take: Any, role: str) -> Any:
+    def watched_meet(self: SamTeacher, labelled: Any, take: Any) -> None:
+        seen[self._site.name]["labelled"] |= {case.patient for case in labelled}
+        meeting.append(self._site.name)
+        meet(self, labelled, take)
+        meeting.pop()
+
+    def watched_ask(self: SamTeacher, cases: Any, images: Any, probs: Any) -> Any:
+        for name in meeting:
+            seen[name]["judged"] |= {case.patient for case in cases}
+        return ask(self, cases, images, probs)
+
+    def watched_learn(self: SamTeacher, take: Any) -> Any:
         def watched(rows: Any) -> Any:
             cases, images, labels = take(rows)
-            seen[self._site.name][role] |= {case.patient for case in cases}
+            seen[self._site.name]["taught"] |= {case.patient for case in cases}
             return cases, images, labels
 
-        return watched
+        return learn(self, watched)
 
-    monkeypatch.setattr(SamTeacher, "meet", lambda self, labelled, take: meet(self, labelled, watching(self, take, "judged")))
-    monkeypatch.setattr(SamTeacher, "learn", lambda self, take: learn(self, watching(self, take, "taught")))
+    monkeypatch.setattr(SamTeacher, "meet", watched_meet)
+    monkeypatch.setattr(SamTeacher, "_ask", watched_ask)
+    monkeypatch.setattr(SamTeacher, "learn", watched_learn)
     options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=6")
-    simulate(tiny_config(cycles=2), options, out=tmp_path / "run")
+    folder = simulate(tiny_config(cycles=2), options, out=tmp_path / "run", prepare_only=True)
+    for name in () if validation else SITES:
+        table = folder / "sites" / name / "images.csv"
+        table.write_text("".join(line for line in table.read_text().splitlines(True) if ",validation," not in line))
+    simulate(tiny_config(cycles=2), options, out=tmp_path / "run", resume=True)
     for name, roles in seen.items():
-        assert roles["taught"], name
+        store = Store.at(folder / "sites" / name / "site.db")
+        held_out = {case.patient for case in store.cases("validation")}
+        store.close()
         assert roles["judged"], name
         assert not roles["taught"] & roles["judged"], name
+        if validation:
+            assert roles["judged"] <= held_out
+            assert roles["taught"] == roles["labelled"], "nobody is kept from teaching"
+        else:
+            assert not held_out
+            assert roles["taught"] | roles["judged"] == roles["labelled"]
 
 
 def test_an_adapter_is_trained_also_where_every_case_is_labelled(tiny_config: Config, tmp_path: Path) -> None:

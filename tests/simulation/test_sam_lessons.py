@@ -7,6 +7,7 @@ from simulation.sam_lessons import (
     MIN_AREA_PX,
     MIN_SEEN,
     POINTS,
+    _boxes,
     ask,
     asks_anything,
     corrections,
@@ -16,7 +17,7 @@ from simulation.sam_lessons import (
     tight_boxes,
 )
 from simulation.sam_shapes import OBJECTS, Scenes, draw
-from strategies.sam_losses import true_iou
+from strategies.sam_losses import answer_losses, true_iou
 
 
 def generator(seed: int) -> torch.Generator:
@@ -144,3 +145,12 @@ def test_the_grouping_loss_is_least_when_objects_are_told_apart_and_does_not_ask
 def test_the_grouping_loss_of_a_scene_without_objects_is_nothing() -> None:
     empty = Scenes(torch.rand(1, 1, 96, 96), torch.zeros(1, 96, 96, dtype=torch.int64), torch.zeros(1, OBJECTS))
     assert float(grouping_loss(torch.randn(1, 8, 24, 24), empty, generator(0))) == 0
+
+
+def test_a_careless_box_of_a_thin_object_is_still_a_box() -> None:
+    masks = torch.zeros(200, 64, 64)
+    masks[:, 10:40, 30:31] = 1
+    boxes = _boxes(masks, generator(0))
+    assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+    loss, _ = answer_losses(torch.zeros(200, 4, 32, 32), torch.zeros(200, 4), masks, boxes)
+    assert loss.isfinite()
