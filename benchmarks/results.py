@@ -1,11 +1,13 @@
-"""What the programs that write result pages share: runs that are done once, their numbers, and intervals.
+"""What the programs that write result pages share: runs that are done once, their records, and intervals.
 
-A run lies in a folder of its own under runs/; one that has ended is not run again, one that was interrupted goes on, and
-one whose configuration or SAM has changed since is run anew.
+A run lies in a folder of its own under runs/, which is not kept. What a page needs of it, a record of some kilobytes, lies in
+docs/results/runs/ and is: a page can be written anew from a fresh clone, and a grid goes on in another sitting. A run with a
+record of the same configuration and SAM is not done again; one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,12 +15,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from common import report
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy import stats
@@ -29,13 +31,15 @@ from client.sam_checkpoint import digest, path_of
 from client.site import Site
 from client.store import ImageRow
 from configs.files import write_text
-from configs.load import dump, load
+from configs.load import load
+from configs.schema import Run
 from server.app import settings_for_sites
 from server.report_data import history_lines
 from simulation.run import simulate
 from strategies.metrics import dice_by_class
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "docs" / "results" / "runs"
 THREADS = "threads=1"
 """One thread for every run: results follow the count, and two runs side by side then use two cores well."""
 
@@ -61,99 +65,95 @@ class Job:
         return f"wardround simulate {self.config}{options}" + (" --engine cluster" if self.engine == "cluster" else "")
 
 
-def finished(folder: Path) -> bool:
-    path = folder / "history.jsonl"
-    return path.exists() and any(event.get("event") == "end" for event in history_lines(path)[0])
-
-
-def run_job(job: Job, runs: Path) -> None:
-    """Run, or go on with, a job; nothing to do where it has ended."""
-    folder = runs / job.name
-    config = folder / "config.toml"
-    run = load(ROOT / job.config, job.overrides)
-    made_with = folder / "made_with.json"
-    weights = {"sam": digest(path_of(run.sam.checkpoint))[:16]} if run.sam.enabled else {}
-    stale = config.exists() and dump(load(config)) != dump(run)
-    stale = stale or (made_with.exists() and json.loads(made_with.read_text()) != weights)
-    if finished(folder) and not stale:
-        return
-    begun = config.exists() and not stale
-    print(f"== {job.name}: {job.command}", flush=True)
-    simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=stale, resume=begun)
-    write_text(made_with, json.dumps(weights))
-
-
-def run_benchmark(name: str, runs: Path) -> None:
-    """Run a benchmark program once and keep its last line."""
-    kept = runs / f"{name}.json"
-    if kept.exists():
-        return
-    print(f"== benchmarks/{name}.py", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py")], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        sys.exit(f"benchmarks/{name}.py failed; nothing of it is on the page")
-    write_text(kept, done.stdout.strip().splitlines()[-1])
-
-
-def benchmark_rows(runs: Path, names: Sequence[str]) -> list[str]:
-    """Rows of a table "promised, measured, met" from the last lines that `run_benchmark` kept."""
-    rows = []
-    for path in (path for name in names if (path := runs / f"{name}.json").exists()):
-        line = json.loads(path.read_text())
-        figures = ", ".join(f"{key} {_plain(value)}" for key, value in line.items() if key not in ("name", "goal", "met"))
-        rows.append(f"| `benchmarks/{path.stem}.py`: {line['goal']} | {figures} | {'yes' if line['met'] else '**no**'} |")
-    return rows
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {inner}" for key, inner in value.items()) + ")"
-    return str(value)
-
-
 @dataclass(frozen=True)
 class Ended:
-    """What a finished run says of itself."""
+    """The record of a finished run.
 
+    Attributes:
+        settings: SHA-256 of the whole configuration without where the data lie; `sam`: of SAM's weights, where it took part.
+        dice, dice_test, worst_test: of the last assessment, validation and test; None where withheld.
+        labels, cases: in the pools at the end; None where withheld.
+        curve: (labels, validation Dice, test Dice) of each cycle.
+        patients: role to patient (`site/patient`) to mean Dice over classes and volumes, by the final model.
+    """
+
+    command: str
+    settings: str
+    sam: str
+    commit: str
+    machine: str
+    seconds: float
     dice: float | None
     dice_test: float | None
     worst_test: float | None
     labels: int | None
     cases: int | None
-    seconds: float
-    commit: str
-    events: list[Any]
+    curve: list[tuple[int | None, float | None, float | None]]
+    patients: dict[str, dict[str, float]]
 
 
-def ended(folder: Path) -> Ended | None:
-    """The numbers of a run that has ended, else None."""
+def recorded(page: str, name: str) -> Ended | None:
+    """The record of a run of `page`, or None where it has not ended yet."""
+    path = RECORDS / page / f"{name}.json"
+    return Ended(**json.loads(path.read_text())) if path.exists() else None
+
+
+def run_job(job: Job, page: str) -> None:
+    """Run, or go on with, a job, and write its record; nothing to do where that is there."""
+    run = load(ROOT / job.config, job.overrides)
+    settings, sam = _settings(run), digest(path_of(run.sam.checkpoint))[:16] if run.sam.enabled else ""
+    done = recorded(page, job.name)
+    if done is not None and (done.settings, done.sam) == (settings, sam):
+        return
+    folder = ROOT / "runs" / page / job.name
+    made_with = folder / "made_with.json"
+    begun = (folder / "config.toml").exists()
+    fresh = begun and not (made_with.exists() and json.loads(made_with.read_text()) == [settings, sam])
+    print(f"== {job.name}: {job.command}", flush=True)
+    if fresh or not begun:
+        simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, fresh=fresh, prepare_only=True)
+        write_text(made_with, json.dumps([settings, sam]))
     if not finished(folder):
-        return None
+        simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, resume=True)
+    write_text(RECORDS / page / f"{job.name}.json", json.dumps(asdict(_record(job, folder, settings, sam)), indent=1) + "\n")
+
+
+def finished(folder: Path) -> bool:
+    path = folder / "history.jsonl"
+    return path.exists() and any(event.get("event") == "end" for event in history_lines(path)[0])
+
+
+def _settings(run: Run) -> str:
+    dumped = run.model_dump(mode="json")
+    dumped["data"].pop("root")
+    return hashlib.sha256(json.dumps(dumped).encode()).hexdigest()[:16]  # in order: the order of classes is their number
+
+
+def _record(job: Job, folder: Path, settings: str, sam: str) -> Ended:
     events = list(history_lines(folder / "history.jsonl")[0])
-    last = [event for event in events if event["event"] == "assess"][-1]
+    start = next(event for event in events if event["event"] == "start")
+    assessed = [event for event in events if event["event"] == "assess"]
     pools = [site["cases"] for site in next(event for event in events if event["event"] == "join")["sites"].values()]
-    cases = None if any(pool is None for pool in pools) else sum(pools)
-    seconds = float(events[-1].get("seconds") or 0)
-    commit = next(event for event in events if event["event"] == "start").get("commit") or "unrecorded"
+    last = assessed[-1]
     return Ended(
+        command=job.command,
+        settings=settings,
+        sam=sam,
+        commit=start.get("commit") or "unrecorded",
+        machine=f"{start['machine']}, {start['threads']} thread{'s' * (start['threads'] != 1)}",
+        seconds=float(events[-1].get("seconds") or 0),
         dice=last["dice_mean"],
         dice_test=last["dice_mean_test"],
         worst_test=last["dice_worst_test"],
         labels=last["labels_total"],
-        cases=cases,
-        seconds=seconds,
-        commit=commit,
-        events=events,
+        cases=None if any(pool is None for pool in pools) else sum(pools),
+        curve=[(event["labels_total"], event["dice_mean"], event["dice_mean_test"]) for event in assessed],
+        patients={role: patient_dice(folder, role) for role in ("validation", "test")},
     )
 
 
-def patient_dice(folder: Path, role: str = "test") -> dict[str, float]:
-    """Mean Dice over classes and volumes of each held-out patient (`site/patient`) by a run's final model; kept in the run."""
-    kept = folder / f"patients_{role}.json"
-    if kept.exists():
-        found: dict[str, float] = json.loads(kept.read_text())
-        return found
+def patient_dice(folder: Path, role: str) -> dict[str, float]:
+    """Mean Dice over classes and volumes of each held-out patient (`site/patient`) by a run's final model."""
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
     plan = Plan.read(settings_for_sites(run))
@@ -168,9 +168,52 @@ def patient_dice(folder: Path, role: str = "test") -> dict[str, float]:
 
         with Site(workspace) as site:
             evaluate(site, network.to(site.device), plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
-    means = {patient: statistics.mean(dice) for patient, dice in sorted(values.items())}
-    write_text(kept, json.dumps(means))
-    return means
+    return {patient: round(statistics.mean(dice), 5) for patient, dice in sorted(values.items())}
+
+
+def run_benchmark(name: str, page: str) -> None:
+    """Run a benchmark program once and keep its last line, with the commit; delete the record to measure again."""
+    kept = RECORDS / page / f"benchmark-{name}.json"
+    if kept.exists():
+        return
+    print(f"== benchmarks/{name}.py", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py")], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stderr[-2000:], file=sys.stderr)
+        sys.exit(f"benchmarks/{name}.py failed; nothing of it is on the page")
+    line = json.loads(done.stdout.strip().splitlines()[-1])
+    write_text(kept, json.dumps({**line, "commit": commit()}, indent=1) + "\n")
+
+
+def benchmark_rows(page: str, names: Sequence[str]) -> list[Claim]:
+    """What benchmark programs promised and measured, from the last lines that `run_benchmark` kept."""
+    rows = []
+    for path in (path for name in names if (path := RECORDS / page / f"benchmark-{name}.json").exists()):
+        line = json.loads(path.read_text())
+        told = ", ".join(f"{key} {_plain(value)}" for key, value in line.items() if key not in ("name", "goal", "met", "commit"))
+        promised = f"`benchmarks/{line['name']}.py`: {line['goal']}"
+        rows.append(Claim(promised, f"{told} (code {line['commit']})", bool(line["met"])))
+    return rows
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of a table "promised, measured, met"."""
+
+    promised: str
+    measured: str
+    met: bool
+
+
+def claim_table(claims: Sequence[Claim]) -> list[str]:
+    rows = [f"| {c.promised} | {c.measured} | {'yes' if c.met else '**no**'} |" for c in claims]
+    return ["| promised | measured | met |", "|---|---|---|", *rows]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {inner}" for key, inner in value.items()) + ")"
+    return str(value)
 
 
 def with_interval(values: Sequence[float]) -> str:
@@ -182,15 +225,23 @@ def with_interval(values: Sequence[float]) -> str:
     return f"{mean:.3f} ± {half:.3f} ({len(values)} seeds)"
 
 
+def commit() -> str:
+    """The commit of the code, with a + where files of it were changed since."""
+    paths = ["--", *(f"{folder}/*.py" for folder in ("benchmarks", "client", "configs", "server", "simulation", "strategies"))]
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", *paths], cwd=ROOT).returncode
+    return head + "+" * bool(changed)
+
+
 def written_by(program: str) -> str:
     """The sentence on top of a page: by what, at which commit, on which machine."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
-    return f"Written by `python benchmarks/{program}` at commit {commit}, on {machine}."
+    return f"Written by `python benchmarks/{program}` at commit {commit()}, on {machine}."
 
 
-def write_page(page: Path, lines: Sequence[str]) -> None:
-    """Write a result page and say where it is."""
+def write_page(page: Path, lines: Sequence[str], claims: Sequence[Claim]) -> None:
+    """Write a result page, say where it is, and close with a line of JSON as every benchmark does."""
     write_text(page, "\n".join(lines))
     print(page)
+    kept = sum(claim.met for claim in claims)
+    report(page.stem, promised=len(claims), kept=kept, goal="every promise on the page is kept", met=kept == len(claims))

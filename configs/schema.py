@@ -151,7 +151,9 @@ class Query(Settings):
         "bald+stochastic",
         "bald+power",
     ] = Field("entropy", description="how cases are scored, and after a + how they are chosen by the score")
-    unit: Literal["slice"] = Field("slice", description="what an expert annotates at a time")
+    unit: Literal["slice", "volume", "patient"] = Field(
+        "slice", description="what an expert is asked for at a time, and what budgets count; labels count slices"
+    )
     model: Literal["global", "local", "both"] = Field("global", description="whose prediction is scored")
     passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald")
     power_beta: Annotated[float, Field(gt=0)] = Field(1.0, description="beta of the power wrapper")

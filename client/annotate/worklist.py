@@ -16,6 +16,7 @@ from client.score import load_scores, strategy_of
 from client.site import Site
 from client.store import Request
 from strategies.query.choose import at_random
+from strategies.query.units import grouped, spread_out
 from strategies.randomness import numpy_rng
 from strategies.records import Scores, Selection
 
@@ -92,11 +93,27 @@ def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Sele
     unlabelled = site.store.cases("unlabelled")
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
+    strategy = strategy_of(plan).choose
     if scores is None:
-        plain = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
-        return at_random(plain, cases, rng)
+        scores, strategy = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled]), at_random
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
-    selection = strategy_of(plan).choose(scores, cases, rng)
+    if plan.query.unit == "slice":
+        return _chosen(strategy, scores, cases, rng, plan)
+    unit_of = {case.id: case.image if plan.query.unit == "volume" else case.patient for case in unlabelled}
+    selection = _chosen(strategy, grouped(scores, unit_of), cases, rng, plan)
+    members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
+    return spread_out(selection, members)
+
+
+def _chosen(
+    strategy: Callable[[Scores, int, np.random.Generator], Selection],
+    scores: Scores,
+    cases: int,
+    rng: np.random.Generator,
+    plan: Plan,
+) -> Selection:
+    """What the strategy chooses; it must be as many as were asked for, or all there are."""
+    selection = strategy(scores, cases, rng)
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
         raise SiteFault(

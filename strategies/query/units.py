@@ -1,0 +1,67 @@
+"""What an expert is asked for at a time: a slice, a whole volume, or all of a patient's. Slices are scored; units are chosen.
+
+A volume's score is the mean over its slices: what an expert would see of it on average. Units have ids of their own while one
+is chosen, and come back as the slices they are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.records import Choice, Scores, Selection
+
+
+def grouped(scores: Scores, unit_of: Mapping[str, str]) -> Scores:
+    """Scores of units from those of their cases: means of values and features, foreground where any case has some.
+
+    Args:
+        scores: of cases, N rows.
+        unit_of: case id to unit id, for each of them; a unit is of one patient.
+
+    Returns:
+        Scores with unit ids as `case_ids`, in ascending order; labelled features are as they were.
+    """
+    units = sorted({unit_of[case] for case in scores.case_ids})
+    row_of = {unit: row for row, unit in enumerate(units)}
+    rows = np.array([row_of[unit_of[case]] for case in scores.case_ids], dtype=np.int64)
+    counts = np.bincount(rows, minlength=len(units)).astype(np.float64)
+
+    def mean(array: NDArray[Any] | None) -> NDArray[Any] | None:
+        if array is None:
+            return None
+        sums = np.zeros((len(units), *array.shape[1:]), dtype=np.float64)
+        np.add.at(sums, rows, array)
+        return (sums / counts.reshape(-1, *[1] * (array.ndim - 1))).astype(array.dtype)
+
+    foreground = None
+    if scores.foreground is not None:
+        foreground = np.bincount(rows, weights=scores.foreground, minlength=len(units)) > 0
+    patients = dict(zip(rows.tolist(), scores.patients, strict=True))
+    return Scores(
+        case_ids=units,
+        patients=[patients[row] for row in range(len(units))],
+        values=mean(scores.values),
+        features=mean(scores.features),
+        labelled_features=scores.labelled_features,
+        foreground=foreground,
+    )
+
+
+def spread_out(selection: Selection, members: Mapping[str, Sequence[str]]) -> Selection:
+    """The cases of the chosen units, best unit first, each with its unit's score and reason.
+
+    Args:
+        selection: of units.
+        members: unit id to the ids of its cases, in the order in which they are to be annotated.
+    """
+    return Selection(
+        tuple(
+            Choice(case, unit.score, f"{unit.reason}; with all {len(members[unit.case_id])} slices")
+            for unit in selection.choices
+            for case in members[unit.case_id]
+        )
+    )
