@@ -25,6 +25,10 @@ from strategies.records import Assessment, Weights
 from strategies.sam_adapters import split
 
 
+IN_EVERY_ROUND = ("supervised", "total")
+"""Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
+
+
 class Progress(Protocol):
     """Where the run tells people how far it is."""
 
@@ -192,7 +196,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
             continue
         labelled[answer.site] = update.labelled
         told[answer.site] = {
-            "losses": dict(update.losses) or None,
+            "losses": None if update.labelled is None else {**dict.fromkeys(IN_EVERY_ROUND), **update.losses},
             "labelled": update.labelled,
             "labels_trained": update.labels_trained,
             "unlabelled": update.unlabelled,

@@ -84,3 +84,20 @@ def test_where_too_few_finite_updates_are_left_the_run_stops_and_the_weights_sta
         make_round(update_by(1.0, labelled=4), update_by(np.nan, labelled=4), min_sites=2)
     assert not (tmp_path / "history.jsonl").exists()
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_loss_terms_that_a_site_withholds_are_null_and_all_of_them_where_it_tells_nothing(
+    make_round: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    told = [
+        SiteUpdate("", update_by(1.0, 3).update, 3, losses={"supervised": 0.5, "total": 0.75, "sam": 0.25}),
+        SiteUpdate("", update_by(1.0, 3).update, 3, losses={"consistency": 0.25}),
+        SiteUpdate("", update_by(1.0, 3).update, None),
+    ]
+    make_round(*told)
+    (trained,) = (event for event in events(tmp_path) if event["event"] == "train")
+    assert [trained["sites"][name]["losses"] for name in NAMES] == [
+        {"supervised": 0.5, "total": 0.75, "sam": 0.25},
+        {"supervised": None, "total": None, "consistency": 0.25},
+        None,
+    ]
