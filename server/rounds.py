@@ -24,7 +24,6 @@ from strategies.query.budget import BUDGETS
 from strategies.records import Assessment, Weights
 from strategies.sam_adapters import split
 
-
 IN_EVERY_ROUND = ("supervised", "total")
 """Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
 
