@@ -163,6 +163,27 @@ def test_it_answers_what_the_box_asks_for(small: Sam) -> None:
         assert (answer & other).sum() < 0.1 * other.sum()
 
 
+def test_it_outlines_what_the_picture_shows_where_the_ellipse_in_the_box_is_wrong(small: Sam) -> None:
+    """A triangle, a crescent, an angle, a diamond: of each, the ellipse that it starts from gets a third wrong."""
+    line = torch.arange(128) + 0.5
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    triangle = (y > 30) & (y < 100) & (x > 30) & (x < y)
+    crescent = ((y - 64) ** 2 + (x - 64) ** 2 <= 34**2) & ((y - 64) ** 2 + (x - 84) ** 2 > 30**2)
+    angle = (x > 30) & (y < 100) & (((x < 55) & (y > 25)) | ((x < 100) & (y > 75)))
+    diamond = (y - 64).abs() + (x - 64).abs() < 36
+
+    def dice(answer: Tensor, shape: Tensor) -> float:
+        return float(2 * (answer & shape).sum() / (answer.sum() + shape.sum()))
+
+    for shape in (triangle, crescent, angle, diamond):
+        image = (0.3 + 0.4 * shape.float())[None, None]
+        prompts = prompts_from(torch.stack([~shape, shape]).float()[None], positives=0, negatives=0)
+        logits, _ = small.decode(small.encode(image), prompts, size=(128, 128))
+        guess = ellipse_logits(prompts.boxes, input_px=128, side=128)[0, 0] > 0
+        assert dice(guess, shape) < 0.75
+        assert dice(logits[0] > 0, shape) > 0.85
+
+
 def test_a_mask_prompt_is_heard_and_stands_in_for_the_ellipse(small: Sam) -> None:
     images, prompts = several(SIDE)
     parts, embeddings = small.parts, small.encode(images)[prompts.image_index]
