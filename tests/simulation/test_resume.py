@@ -15,6 +15,8 @@ from client.models import load_models
 KILLS = [
     # function, at which call, before or after it
     ("simulation.prepare:write_text", 2, "before"),
+    ("client.store:Store.add_image", 7, "before"),  # one site has its images, the next made one ready and did not take it in
+    ("client.store:Store.add_image", 7, "after"),  # it took it in, and some are still to come
     ("server.history:History.append", 1, "before"),  # the start
     ("server.history:History.append", 1, "after"),  # recorded, not checkpointed
     ("client.store:Store.request", 2, "after"),  # one site asked its experts, the next did not
@@ -42,6 +44,12 @@ PEER_KILLS = [
     ("client.app:save_models", 8, "after"),  # second cycle
 ]
 """With a framework whose sites keep a second network that learns."""
+
+SAM_KILLS = [
+    ("client.sam_cache:EmbeddingCache._append", 2, "after"),  # some embeddings of a site are kept
+    ("client.app:save_models", 5, "before"),  # second cycle: a site trained its network and its SAM, nothing is saved
+]
+"""With a SAM that learns with the federation."""
 
 CHILD = """
 import importlib, os, signal, sys
@@ -107,6 +115,14 @@ def peer_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path
     return killed_runs(tmp_path_factory.mktemp("peers"), text, PEER_KILLS)
 
 
+@pytest.fixture(scope="module")
+def sam_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    sam = '[sam]\nenabled = true\nadapt = "decoder"\nadapt_steps = 1\nmin_iou = 0.0\nmin_agreement = 0.0\n'
+    text = TINY.format(root=tiny_data).replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
+    text = text.replace("[sam]\nenabled = false\n", sam)
+    return killed_runs(tmp_path_factory.mktemp("sam"), text, SAM_KILLS)
+
+
 def killed_runs(root: Path, config: str, kills: list[tuple[str, int, str]]) -> Path:
     (root / "tiny.toml").write_text(config)
     command = [sys.executable, "-c", CHILD, str(root / "tiny.toml"), str(root), repr(kills)]
@@ -128,6 +144,14 @@ def test_a_killed_run_with_peers_goes_on_where_it_was(peer_runs: Path, number: i
         )
         one, other = (models.helpers["peer"] for models in of_both if models is not None)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", range(len(SAM_KILLS)), ids=names(SAM_KILLS))
+def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(sam_runs: Path, number: int) -> None:
+    assert timeless(sam_runs / f"killed{number}") == timeless(sam_runs / "whole")
+    for weights in ("final", "final_sam"):
+        killed, whole = (sam_runs / run / "weights" / f"{weights}.safetensors" for run in (f"killed{number}", "whole"))
+        assert killed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("number", range(len(KILLS)), ids=names(KILLS))

@@ -1,4 +1,4 @@
-"""The whole loop on a tiny federation: deterministic, private, never blocked by one site, careful with folders."""
+"""The whole loop on a tiny federation: private, never blocked by one site, careful with folders."""
 
 from __future__ import annotations
 
@@ -33,20 +33,6 @@ Config = Callable[..., Path]
 SITES = ["north", "south", "west"]
 
 
-def test_the_same_seed_twice_gives_the_same_history(tiny_config: Config, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        simulate(tiny_config(), out=tmp_path / name)
-    assert timeless(tmp_path / "one") == timeless(tmp_path / "two")
-    kinds = [event["event"] for event in events(tmp_path / "one")]
-    cycle = ["train", "train", "assess"]
-    assert kinds == ["start", "join", "grant", "annotate", *cycle, "grant", "annotate", *cycle, "end"]
-    for weights in ("final", "best"):
-        one, two = (load_file(tmp_path / name / "weights" / f"{weights}.safetensors") for name in ("one", "two"))
-        assert all(np.array_equal(one[key], two[key]) for key in one)
-    simulate(tiny_config(seed=4), out=tmp_path / "three")
-    assert timeless(tmp_path / "one") != timeless(tmp_path / "three")
-
-
 def test_the_record_counts_labels_and_bytes_as_they_were(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,10 +51,10 @@ def test_the_record_counts_labels_and_bytes_as_they_were(
         if event["event"] == "annotate":
             for site in event["sites"].values():
                 assert site["labelled"] + site["unlabelled"] + site["outstanding"] + site["skipped"] == 12
-    up = sum(site["bytes_up"] for event in record for site in event.get("sites", {}).values() if "bytes_up" in site)
-    messages = sum("bytes_up" in site for event in record for site in event.get("sites", {}).values())
-    envelope = grids[0].bytes_up - up
-    assert 0 < envelope < 300 * messages, "what the record counts is what was serialised, but for the envelopes"
+    told = [site for event in record for site in event.get("sites", {}).values() if "bytes_up" in site]
+    for key, serialised in (("bytes_up", grids[0].bytes_up), ("bytes_down", grids[0].bytes_down)):
+        envelopes = serialised - sum(site[key] for site in told)
+        assert 0 < envelopes < 300 * len(told), "what the record counts is what was serialised, but for the envelopes"
     for name in SITES:
         store = Store.at(folder / "sites" / name / "site.db")
         store.check_conserved()

@@ -219,7 +219,7 @@ def test_mixed_series(series: Path, edit: Any, helpers: Any) -> None:
 
 def test_two_slices_at_one_position(series: Path, edit: Any, helpers: Any) -> None:
     edit(series, "0001.dcm", _moved((0, 0, 3.5)))
-    with pytest.raises(FormatError, match=r"0001.dcm and 0002.dcm lie at the same position.*Remove|several phases"):
+    with pytest.raises(FormatError, match=r"0001\.dcm and 0002\.dcm lie at the same position.*Remove.*several phases"):
         helpers.read(series)
 
 
@@ -294,7 +294,7 @@ def test_every_cut_and_many_flipped_bytes_give_an_answer_never_a_crash(tmp_path:
     whole = file.read_bytes()
     for length in range(0, len(whole), 41):
         file.write_bytes(whole[:length])
-        with pytest.raises(FormatError, match=r"0001.dcm|series|differ"):
+        with pytest.raises(FormatError, match=re.escape(str(file))):
             helpers.read(tmp_path / "s")
     rng = np.random.default_rng(0)
     refused = 0

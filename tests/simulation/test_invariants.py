@@ -1,0 +1,96 @@
+"""An invariant that breaks at one site stops that site, by its code; the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests_support import events
+
+import client.app as client_app
+from client.plan import Plan
+from client.site import Site
+from simulation.run import simulate
+from strategies.query import Strategy, parse_query
+from strategies.records import Selection
+
+Config = Callable[..., Path]
+ENTROPY = parse_query("entropy")
+
+
+def scores_that_are_not_finite(plan: Plan) -> Strategy:
+    return replace(ENTROPY, reduce=lambda maps: np.full(len(maps), np.nan))
+
+
+def a_strategy_that_chooses_too_few(plan: Plan) -> Strategy:
+    return replace(ENTROPY, choose=lambda scores, cases, rng: Selection(()))
+
+
+def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
+    """In place of `Store.add_label`."""
+
+
+@pytest.mark.parametrize(
+    ("part", "target", "broken", "code", "step", "cycles", "said"),
+    [
+        ("score", "client.score.strategy_of", scores_that_are_not_finite, "not-finite", "assess", 1, "values of case"),
+        (
+            "carry_out",
+            "client.annotate.worklist.strategy_of",
+            a_strategy_that_chooses_too_few,
+            "invariant-broken",
+            "annotate",
+            2,  # the first choice by score follows the first cycle
+            "strategy entropy chose 0 cases of the 1 asked for",
+        ),
+        (
+            "collect",
+            "client.store.Store.add_label",
+            a_store_that_drops_labels,
+            "invariant-broken",
+            "annotate",
+            1,
+            "2 labels came, but the labelled set grew from 0 to 0",
+        ),
+    ],
+    ids=["scores that are not finite", "too few choices", "labels that get lost"],
+)
+def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    target: str,
+    broken: Callable[..., Any],
+    code: str,
+    step: str,
+    cycles: int,
+    said: str,
+) -> None:
+    honest: Callable[..., Any] = vars(client_app)[part]
+
+    def broken_in_south(site: Site, *args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            if site.name == "south":
+                patch.setattr(target, broken)
+            return honest(site, *args, **kwargs)
+
+    monkeypatch.setattr(client_app, part, broken_in_south)
+    folder = simulate(tiny_config(cycles=cycles, rounds_per_cycle=1, local_steps=1), out=tmp_path / "run")
+    record = events(folder)
+    refused = [event for event in record if event["event"] == "refused"]
+    assert refused
+    assert refused[0]["step"] == step
+    assert all({site: why["code"] for site, why in event["sites"].items()} == {"south": code} for event in refused)
+    log = (folder / "sites" / "south" / "site.log").read_text()
+    assert said in log.partition(refused[0]["sites"]["south"]["reference"])[2]
+    done = [event for event in record if event["event"] in ("train", "assess", "annotate")]
+    assert len(done) == 3 * cycles
+    assert all({"north", "west"} <= set(event["sites"]) for event in done)
+    hit = next(event for event in done if (event["event"], event["cycle"]) == (step, refused[0]["cycle"]))
+    assert "south" not in hit["sites"]
+    assert record[-1]["event"] == "end"
