@@ -115,15 +115,18 @@ class Site:
             ]
             self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
 
-    def read(self, path: Path, *, patient: str = "unnamed") -> Image:
-        """The image at `path` in its own grid; `patient` is the identity to hash where it matters."""
+    def read(self, path: Path, *, patient: str = "unnamed", windowed: bool = True) -> Image:
+        """The image at `path` in its own grid; `patient` is the identity to hash where it matters.
+
+        People get it not `windowed`: they set a window of their own, and a picture cannot hold the network's 0 to 1.
+        """
         reader = FORMATS[self.settings.format]
         image: Image = reader.read_image(
             path,
             key=self.settings.key,
             patient=patient,
             slice_axis=self.settings.slice_axis,
-            window=self.settings.window,
+            window=self.settings.window if windowed else None,
         )
         return image
 
