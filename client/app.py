@@ -25,6 +25,7 @@ from client.plan import Plan, network_with
 from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
+from client.stop import stopping_for_good
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
@@ -172,7 +173,7 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             "protocol-mismatch",
             f"the coordinator speaks protocol {request.protocol}, this site {wire.PROTOCOL}: install the same version",
         )
-    with Site(workspace_of(context.node_config, context.run_config)) as site:
+    with Site(workspace_of(context.node_config, context.run_config)) as site, stopping_for_good(site):
         plan = Plan.read(request.settings)
         if plan.classes != list(site.settings.classes):
             raise SiteFault(
