@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# A .venv that was left half-made has no pip and is made anew; where Python lacks ensurepip, its own pip fills .venv.
+HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 
 .PHONY: install demo test lint clean
 
@@ -10,8 +12,9 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("wardround needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(HAS_PIP) || $(PYTHON) -m venv --clear .venv || $(PYTHON) -m venv --clear --without-pip .venv
+	pip="$(BIN)/python -m pip"; $(HAS_PIP) || pip="$(PYTHON) -m pip --python $(BIN)/python"; \
+	$$pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)

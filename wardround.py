@@ -124,6 +124,14 @@ def worklist(workspace: Annotated[Path, typer.Argument(help="A site's workspace"
     render_worklist(workspace, Console())
 
 
+@site_app.command()
+def clear(workspace: Annotated[Path, typer.Argument(help="A site's workspace")]) -> None:
+    """Let a site go on that stopped because its pool did not add up; shows why, and what to check."""
+    from client.stop import clear as run
+
+    run(workspace, Console())
+
+
 def main() -> None:
     """Entry point: what a user can mend gives a message and exit code 2, never a traceback."""
     try:

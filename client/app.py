@@ -25,6 +25,7 @@ from client.plan import Plan, network_with
 from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
+from client.stop import stopping_for_good
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
@@ -62,7 +63,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
     if models is None or not models.is_of(run=request.run, cycle=request.cycle, round=request.round):
         collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
         if not site.store.counts().get("labelled"):
-            raise SiteFault("nothing-labelled", f"{site.name} has no label yet: it sits out this round")
+            raise SiteFault("nothing-labelled", _why_unlabelled(site))
         mine = models is not None and models.run == request.run and not (request.fresh and models.cycle != request.cycle)
         helpers = dict(models.helpers) if models is not None and mine else {}
         if models is not None and models.cycle != request.cycle:
@@ -80,6 +81,20 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         save_models(path, models)
     update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
     return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
+
+
+def _why_unlabelled(site: Site) -> str:
+    waiting = len(site.store.open_requests())
+    if waiting:
+        return (
+            f"{site.name} has no label to train on and sits out this round: {waiting} of its cases wait for an expert. "
+            f"`wardround site worklist {site.workspace}` lists them; it takes part once one is answered"
+        )
+    return (
+        f"{site.name} has no label to train on and sits out this round: no case has been requested here yet. The run's "
+        "budget.cold_start asks for some before the first round, and asks again where a site was away then; see above in "
+        "this log why it was not carried out"
+    )
 
 
 def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +173,7 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             "protocol-mismatch",
             f"the coordinator speaks protocol {request.protocol}, this site {wire.PROTOCOL}: install the same version",
         )
-    with Site(workspace_of(context.node_config, context.run_config)) as site:
+    with Site(workspace_of(context.node_config, context.run_config)) as site, stopping_for_good(site):
         plan = Plan.read(request.settings)
         if plan.classes != list(site.settings.classes):
             raise SiteFault(

@@ -115,15 +115,18 @@ class Site:
             ]
             self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
 
-    def read(self, path: Path, *, patient: str = "unnamed") -> Image:
-        """The image at `path` in its own grid; `patient` is the identity to hash where it matters."""
+    def read(self, path: Path, *, patient: str = "unnamed", windowed: bool = True) -> Image:
+        """The image at `path` in its own grid; `patient` is the identity to hash where it matters.
+
+        People get it not `windowed`: they set a window of their own, and a picture cannot hold the network's 0 to 1.
+        """
         reader = FORMATS[self.settings.format]
         image: Image = reader.read_image(
             path,
             key=self.settings.key,
             patient=patient,
             slice_axis=self.settings.slice_axis,
-            window=self.settings.window,
+            window=self.settings.window if windowed else None,
         )
         return image
 
@@ -185,9 +188,31 @@ class Site:
     def _images_csv(self) -> list[dict[str, str]]:
         path = self.workspace / self.settings.images
         try:
-            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+            table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+            rows, header = list(table), table.fieldnames or []
         except OSError as error:
-            raise SiteFault("bad-data", f"cannot read {path}: {error.strerror}; it lists this site's images") from error
+            raise SiteFault(
+                "bad-data",
+                f"cannot read {path}: {error.strerror}. It lists this site's images: put it there and make it readable, or "
+                "name another table under images in site.toml",
+            ) from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SiteFault(
+                "bad-data", f"{path} is not a table of comma-separated UTF-8 text ({error}): save it again as CSV in UTF-8"
+            ) from error
+        lacking = [column for column in ("patient", "path", "role") if column not in header]
+        if lacking:
+            raise SiteFault(
+                "bad-data",
+                f"{path} has no column {', '.join(lacking)}: its first line must be a header that names patient, path and role "
+                "(and truth, where images are held out), separated by commas",
+            )
+        if not rows:
+            raise SiteFault(
+                "bad-data",
+                f"{path} is not usable: it has no rows, so this site has nothing to label and nothing to train on. Add a row for "
+                "each image (patient, path, role, and truth where the role is validation or test)",
+            )
         faults = []
         for number, row in enumerate(rows, start=2):
             missing = [column for column in ("patient", "path", "role") if not row.get(column)]
@@ -206,8 +231,8 @@ class Site:
         faults += [f"line {line}: its patient is on two sides of a split; give all rows of a patient one role" for line in torn]
         names = [row.get("image") or row.get("path") for row in rows]
         faults += [f"image {name} is listed twice" for name in sorted({n for n in names if n and names.count(n) > 1})]
-        if faults or not rows:
-            raise SiteFault("bad-data", f"{path} is not usable: " + ("; ".join(faults) or "it has no rows"))
+        if faults:
+            raise SiteFault("bad-data", f"{path} is not usable: " + "; ".join(faults))
         columns = ("patient", "path", "role", "truth")
         # Without a name the path names an image; a name lets the files move without becoming other cases.
         return [{key: row.get(key) or "" for key in columns} | {"image": row.get("image") or row["path"]} for row in rows]

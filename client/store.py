@@ -16,15 +16,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, create_engine, event, func, select, update
-from sqlalchemy.engine import Engine
+from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, delete, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from client.database import mendable, open_engine
 from client.faults import SiteFault
 from strategies.records import Case, Choice
 
 SCHEMA = 1
 
+STOPPED = "stopped"
+"""The key under which the reason stands why the site stopped."""
 
 LABELS_AT_ONCE = 64
 """So many labels are read with one query."""
@@ -123,8 +125,9 @@ class Store:
     """The site's database. Methods are transactions: a kill at any line leaves all or nothing of one."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
-        _Base.metadata.create_all(self._engine)
+        self._engine = open_engine(url)
+        with mendable(self._engine):
+            _Base.metadata.create_all(self._engine)
         with self._session() as session:
             found = session.get(_Meta, "schema")
             if found is None:
@@ -141,6 +144,18 @@ class Store:
         """The SQLite database in file `path`, made when absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{path}")
+
+    @classmethod
+    def found_in(cls, workspace: Path) -> Store:
+        """The database of a workspace that has one, for people who look into it.
+
+        Raises:
+            SiteFault: the workspace has no database yet.
+        """
+        path = workspace / "site.db"
+        if not path.exists():
+            raise SiteFault("bad-request", f"{workspace} holds no site.db: it is no workspace, or its site has joined no run yet")
+        return cls.at(path)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -347,29 +362,32 @@ class Store:
             if left != right:
                 raise SiteFault("invariant-broken", f"the pool does not add up: {what} are {left} and {right}")
 
+    def stop(self, reason: str) -> None:
+        """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
+        with self._session() as session:
+            if session.get(_Meta, STOPPED) is None:
+                session.add(_Meta(key=STOPPED, value=reason))
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the site has stopped, or None while it goes on."""
+        with self._session() as session:
+            found = session.get(_Meta, STOPPED)
+            return None if found is None else found.value
+
+    def clear(self) -> None:
+        """The site goes on."""
+        with self._session() as session:
+            session.execute(delete(_Meta).where(_Meta.key == STOPPED))
+
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        with Session(self._engine) as session, session.begin():
+        with mendable(self._engine), Session(self._engine) as session, session.begin():
             yield session
 
 
 def _case(row: _Case) -> Case:
     return Case(id=row.id, patient=row.patient, image=row.image, index=row.index)
-
-
-def _engine(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _pragmas(connection, _record) -> None:  # type: ignore[no-untyped-def]
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-            cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.close()
-
-    return engine
 
 
 def _unpacked(label: _Label) -> NDArray[np.uint8]:

@@ -119,7 +119,11 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
         if not np.isfinite(mean):
-            raise FloatingPointError(f"the {name} loss became {mean} in cycle {when.cycle}, round {when.round}")
+            raise FloatingPointError(
+                f"the {name} loss became {mean} in cycle {when.cycle}, round {when.round}, so nothing of it is sent. Lower "
+                f"train.learning_rate ({plan.train.learning_rate:g}) in the run's configuration; if {site.name} alone diverges, "
+                "look at its labelled images and their masks"
+            )
     return Trained(
         student={**_state(student), **adapter},
         helpers={name: _state(network) for name, network in networks.items()} | ({} if sam is None else sam.kept),

@@ -18,5 +18,8 @@ def update_of(student: dict[str, Tensor], weights: Weights, *, max_norm: float |
     update: Weights = {name: (student[name].numpy() - before).astype(before.dtype) for name, before in weights.items()}
     for name, values in update.items():
         if not np.isfinite(values).all():
-            raise FloatingPointError(f"the update of {name} holds NaN or Inf")
+            raise FloatingPointError(
+                f"the update of {name} holds NaN or Inf, so it is not sent: it would spoil the model of every site. The weights "
+                "grew out of bounds: lower train.learning_rate in the run's configuration"
+            )
     return update if max_norm is None else clip_update(update, max_norm)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,7 +29,7 @@ class FolderInUse(RuntimeError):
 
 
 class StorageFault(OSError):
-    """The disk is full, read-only or not writable for us; the message says which file and what to do."""
+    """The disk is full, read-only or not writable for us, or a file is damaged; the message says which and what to do."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,6 +66,37 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode())
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that it holds.
+
+    Raises:
+        StorageFault: something of it can't be deleted; names it and the remedy.
+    """
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        remedy = f"Make {path.parent} and all that it holds writable, or choose another folder (--out)"
+        raise StorageFault(error.errno, f"cannot delete {path}: {error.strerror}. {remedy}") from error
+
+
+def read_object(path: Path, *, keys: Iterable[str] = (), remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        StorageFault: the file is no JSON object with those keys; names it and the remedy.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StorageFault(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(found, dict):
+        raise StorageFault(f"{path} is damaged (it holds no object): {remedy}")
+    lacking = [key for key in keys if key not in found]
+    if lacking:
+        raise StorageFault(f"{path} is damaged (it lacks {', '.join(lacking)}): {remedy}")
+    return found
 
 
 @contextlib.contextmanager

@@ -40,7 +40,9 @@ class Data(Settings):
     root: str = Field("", description='folder of the set, e.g. "${WARDROUND_DATA}/acdc"; not needed for phantoms')
     index: str = Field("index.csv", description="table of cases under root: case or patient, optional site")
     slice_axis: Literal[0, 1, 2] = Field(2, description="NIfTI axis that is cut into slices; DICOM keeps its own slices")
-    window: tuple[float, float] | None = Field(None, description="DICOM: [centre, width] to apply; none by default")
+    window: tuple[float, float] | None = Field(
+        None, description="[centre, width] of the intensities that the network sees, in the files' units; none: all"
+    )
     phantom: Phantom = Phantom()
 
     @model_validator(mode="after")

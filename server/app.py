@@ -80,7 +80,7 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
             why = "; ".join(f"{name}: {what['code']} ({what['reference']})" for name, what in problems.refused.items())
             raise FederationFault(
                 f"{len(pools)} of at least {run.federation.min_sites} sites joined"
-                + (f". Refused: {why}. The site's own site.log explains the reference" if why else "")
+                + (f". Refused: {why}. {problems.remedy}" if why else "")
             )
         if ledger.resumed:
             ledger.note(event("resume", sites={name: {} for name in pools}), *problems.events("join", cycle=0, round=0))

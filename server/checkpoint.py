@@ -14,12 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from configs.files import write_bytes, write_text
+from configs.files import StorageFault, read_object, write_bytes, write_text
 from server.history import Event, History
 from strategies.records import Weights
 from strategies.sam_adapters import split
+
+RESTORE = "put a backup of the checkpoint folder back and go on with --resume, or start over with --fresh"
+"""What to do about a damaged checkpoint: nothing else holds the weights of an unfinished run."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,17 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, history: History, initial: Callable[[], State], *, run: str) -> Ledger:
-        """Go on from the checkpoint in `folder`, or start from `initial` where there is none."""
+        """Go on from the checkpoint in `folder`, or start from `initial` where there is none.
+
+        Raises:
+            StorageFault: the checkpoint is damaged; names the file and what to do.
+        """
         path = folder / "state.json"
         if not path.exists():
             history.truncate(0)
             return cls(folder, history, initial(), run=run)
-        about = json.loads(path.read_text())
-        arrays = load_file(folder / about["arrays"])
+        about = read_object(path, keys=["run", "done", "arrays", "history_bytes", "state"], remedy=RESTORE)
+        arrays = _read_arrays(folder / about["arrays"])
         history.truncate(about["history_bytes"])
         state = State(
             weights={name.removeprefix("weights."): a for name, a in arrays.items() if name.startswith("weights.")},
@@ -134,6 +142,14 @@ class Ledger:
         write_text(self._folder / "state.json", json.dumps(about, indent=1, default=dict))
         if previous and previous != self._saved:
             (self._folder / previous).unlink(missing_ok=True)
+
+
+def _read_arrays(path: Path) -> Weights:
+    try:
+        arrays: Weights = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise StorageFault(f"{path} is damaged or missing ({error}): {RESTORE}") from error
+    return arrays
 
 
 def save_weights(path: Path, weights: Weights) -> None:

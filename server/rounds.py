@@ -274,7 +274,7 @@ def _enough(federation: Federation, told: dict[str, Any], problems: Problems, *,
     raise FederationFault(
         f"{step}: {len(told)} of {len(federation.sites.names)} sites answered, {needed} are needed. "
         + "; ".join(reasons)
-        + ". The logs of those sites (site.log) hold the details under the reference; go on with --resume once they are mended"
+        + f". {problems.remedy}"
     )
 
 

@@ -58,6 +58,16 @@ class Problems:
             events.append(event("late", cycle=cycle, round=round, step=step, sites=sites_late))
         return events
 
+    @property
+    def remedy(self) -> str:
+        """What to do about the refusals, for who runs the coordinator."""
+        if self.refused and all(what["code"] == "storage" for what in self.refused.values()):
+            return (
+                "Their disks are full or not writable, so their logs (site.log) may hold nothing either: free some space, "
+                "then go on with --resume"
+            )
+        return "The logs of those sites (site.log) hold the details under the reference; go on with --resume once they are mended"
+
 
 class Sites:
     """The joined sites. Names are what history and seeds know; node ids change with every start."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
 from client.sam_checkpoint import path_of, read
-from configs.files import write_bytes, write_text
+from configs.files import read_object, write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run, Site
 from simulation.experts import expert_mask, schedule
@@ -37,6 +37,9 @@ from simulation.sources import Progress, Source, file_format, indexed, phantoms,
 from simulation.split import DataFault, Role, Sites, by_column, by_label, by_size, equal_parts, hold_out
 from simulation.styles import Style, styles
 from strategies.randomness import numpy_rng
+
+_DELETE = "delete it and go on with --resume; what is missing is made again, the same"
+"""What to do about a damaged file that a call of `prepare` left for the next."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
@@ -50,7 +53,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
     Raises:
         DataFault: the data does not fit the settings, or `out` was prepared from others; names the file or the key,
             and what to do. `FormatError`, one of these, where an image or a mask cannot be read.
-        StorageFault: the disk is full or read-only.
+        StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
@@ -75,7 +78,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
 def warnings_of(out: Path) -> list[str]:
     """What `prepare` found odd but usable: one sentence for each class that no image shows."""
     path = _state_path(out.resolve())
-    return list(json.loads(path.read_text()).get("warnings", [])) if path.exists() else []
+    return list(read_object(path, remedy=_DELETE).get("warnings", [])) if path.exists() else []
 
 
 def site_key(name: str, *, split_seed: int) -> str:
@@ -152,7 +155,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     marker = folder / "hidden" / "done.json"
     _write_site_toml(run, folder)
     if marker.exists():
-        return np.asarray(json.loads(marker.read_text())["pixels"], dtype=np.int64)
+        return np.asarray(read_object(marker, keys=["pixels"], remedy=_DELETE)["pixels"], dtype=np.int64)
     if run.split.sites == "scanner":
         sources = restyled(run, out / "data" / name, sources, style)
     roles = hold_out(
@@ -258,7 +261,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     if not path.exists():
         _write_json(path, {"settings": settings})
         return {"settings": settings}
-    state: dict[str, Any] = json.loads(path.read_text())
+    state = read_object(path, keys=["settings"], remedy=_DELETE)
     changed = sorted(key for key in settings if state["settings"].get(key) != settings[key])
     if changed:
         raise DataFault(

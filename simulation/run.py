@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from client.app import make_app
 from configs.faults import ConfigError, Fault
-from configs.files import locked, write_text
+from configs.files import locked, remove, write_text
 from configs.load import dump, load
 from configs.schema import Run
 from server.app import coordinate
@@ -100,6 +99,7 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
 
     Raises:
         RunFolderError: it holds something else.
+        StorageFault: what it holds can't be deleted, or it can't be written.
     """
     config = folder / "config.toml"
     present = [path for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".part"]
@@ -107,7 +107,7 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
         raise RunFolderError(f"{folder} is not empty and holds no run (no config.toml): choose another folder with --out")
     if fresh:
         for path in sorted(present, key=lambda path: path == config):  # last: a kill here leaves a folder that --fresh accepts
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
     elif config.exists():
         before = load(config)
         if dump(before) != dump(run):  # as text: the order of classes is their number

@@ -47,7 +47,8 @@ def by_column(site_of: Mapping[str, str | None]) -> Sites:
     if small:
         told = ", ".join(f"{name} ({count})" for name, count in sorted(small.items()))
         raise DataFault(
-            f"these sites have fewer than {MINIMUM} patients, one each to train, validate and test: {told}"
+            f"these sites have fewer than {MINIMUM} patients, one each to train, validate and test: {told}. Give them more, "
+            "join them with another site in the site column of the index, or leave them out of it"
         )
     return dict(sorted(sites.items()))
 
@@ -125,7 +126,7 @@ def hold_out(
     if len(order) < MINIMUM:
         raise DataFault(
             f"{len(order) or 'no'} patient{'s' * (len(order) != 1)}: at least {MINIMUM} are needed, "
-            "one each to train, validate and test"
+            "one each to train, validate and test. Add patients, or leave the site out"
         )
     test = max(1, int(test_fraction * len(order) + 0.5))
     validation = max(1, int(validation_fraction * len(order) + 0.5))

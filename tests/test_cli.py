@@ -50,7 +50,7 @@ def test_every_command_has_help(cli: Cli) -> None:
         code, of_command = cli(command, "--help")
         assert code == 0
         assert len(of_command) > 200
-    for command in ("egress", "worklist"):
+    for command in ("egress", "worklist", "clear"):
         assert cli("site", command, "--help")[0] == 0
 
 
@@ -88,6 +88,7 @@ def test_check_wants_something_to_do(cli: Cli) -> None:
         (("simulate", "nowhere.toml"), "nowhere.toml"),
         (("report", "nowhere"), "history.jsonl"),
         (("site", "worklist", "nowhere"), "site.db"),
+        (("site", "clear", "nowhere"), "site.db"),
         (("simulate", "configs/demo.toml", "--engine", "warp"), "inline, cluster"),
     ],
 )

@@ -86,7 +86,7 @@ class Folder:
 
     def _export(self, request: Request, folder: Path) -> None:
         row = self._images[request.case.image]
-        image, index = self._site.read(Path(row.path)), request.case.index
+        image, index = self._site.read(Path(row.path), windowed=False), request.case.index
         affine = None
         if image.affine is not None:
             affine = image.affine.copy()

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.faults import SiteFault
 from client.store import Store
 
 
@@ -18,10 +17,7 @@ def render_worklist(workspace: Path, console: Console) -> None:
     Raises:
         SiteFault: the workspace has no database yet.
     """
-    path = workspace / "site.db"
-    if not path.exists():
-        raise SiteFault("bad-request", f"{workspace} holds no site.db: it is no workspace, or its site has not joined a run yet")
-    store = Store.at(path)
+    store = Store.found_in(workspace)
     try:
         table = Table("case", "grant", "place", "score", "why", "problem", title="Waiting for an expert", title_justify="left")
         for request in store.open_requests():
@@ -37,5 +33,8 @@ def render_worklist(workspace: Path, console: Console) -> None:
         counts = store.counts()
         states = ("unlabelled", "requested", "labelled", "skipped", "validation", "test")
         console.print("; ".join(f"{counts.get(state, 0)} {state}" for state in states), highlight=False)
+        if store.stopped is not None:
+            told = f"This site has stopped and answers nothing; why, and how it goes on: wardround site clear {workspace}"
+            console.print(Text(told, style="red"), soft_wrap=True)
     finally:
         store.close()

@@ -49,7 +49,7 @@ def test_an_update_is_clipped_over_all_arrays_together_and_keeps_its_direction()
 def test_an_update_that_is_not_finite_stays_and_the_array_is_named(value: float, max_norm: float | None) -> None:
     weights: Weights = {"encoder.0": np.zeros(3, np.float32), "decoder.1": np.zeros(3, np.float32)}
     student: dict[str, Tensor] = {"encoder.0": torch.ones(3), "decoder.1": torch.tensor([0.0, value, 0.0])}
-    with pytest.raises(FloatingPointError, match=r"decoder\.1"):
+    with pytest.raises(FloatingPointError, match=r"the update of decoder\.1 holds NaN or Inf.*lower train\.learning_rate"):
         update_of(student, weights, max_norm=max_norm)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from tests_support import events
 
+import client.app as client_app
 from client.app import make_app
 from client.faults import SiteFault
 from client.sam_checkpoint import SamUnavailable
@@ -73,7 +74,7 @@ def test_an_image_that_breaks_after_the_start_costs_only_its_site(
 def test_a_label_outside_the_classes_is_named(tiny_config: Config, copy_of_data: Path, tmp_path: Path) -> None:
     path = copy_of_data / "labels" / "west2.nii.gz"
     nib.save(nib.Nifti1Image(np.full((24, 32, 4), 9, np.uint8), np.diag([1.0, 1.0, 2.0, 1.0])), path)
-    with pytest.raises(ValueError, match=r"west2\.nii\.gz holds the label values 9.*disc = 1, bar = 2"):
+    with pytest.raises(ValueError, match=r"west2\.nii\.gz holds the label values 9.*bar = 2.*\[classes\], or relabel the mask"):
         simulate(tiny_config(root=str(copy_of_data)), out=tmp_path / "run")
 
 
@@ -94,7 +95,8 @@ def test_a_site_without_any_foreground_is_told(tiny_config: Config, copy_of_data
 def test_an_empty_site_is_told(tiny_config: Config, tmp_path: Path) -> None:
     folder = simulate(tiny_config(), out=tmp_path / "run", prepare_only=True)
     (folder / "sites" / "north" / "images.csv").write_text("patient,path,role,truth\n")
-    with Site(folder / "sites" / "north") as site, pytest.raises(SiteFault, match=r"images\.csv is not usable: it has no rows"):
+    told = r"north/images\.csv is not usable: it has no rows.*Add a row for each image"
+    with Site(folder / "sites" / "north") as site, pytest.raises(SiteFault, match=told):
         site.take_in(Preprocess())
 
 
@@ -146,8 +148,30 @@ def test_a_site_with_no_label_yet_sits_out_and_the_others_train(tiny_config: Con
     schedule.write_text('{"delay": {}, "absent_cycles": [0, 1]}')
     simulate(config, out=folder, resume=True)
     assert refusals(folder)["south"]["code"] == "nothing-labelled"
+    said = logged(folder, "south", refusals(folder)["south"]["reference"])
+    assert "2 of its cases wait for an expert" in said
+    assert f"`wardround site worklist {folder / 'sites' / 'south'}` lists them" in said
     assert set(next(event for event in events(folder) if event["event"] == "train")["sites"]) == {"north", "west"}
     assert events(folder)[-1]["event"] == "end"
+
+
+def test_a_site_that_was_never_asked_says_which_budget_does(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest: Callable[..., int] = vars(client_app)["carry_out"]
+
+    def carry_out(site: Site, *args: Any, **kwargs: Any) -> int:
+        if site.name == "south":
+            raise SiteFault("bad-data", "its disk is away")
+        return honest(site, *args, **kwargs)
+
+    monkeypatch.setattr(client_app, "carry_out", carry_out)
+    folder = simulate(tiny_config(cycles=1, rounds_per_cycle=1), out=tmp_path / "run")
+    refused = next(event for event in events(folder) if event["event"] == "refused" and event["step"] == "train")
+    assert refused["sites"]["south"]["code"] == "nothing-labelled"
+    said = logged(folder, "south", refused["sites"]["south"]["reference"])
+    assert "no case has been requested here yet" in said
+    assert "budget.cold_start asks for some before the first round, and asks again" in said
 
 
 def test_other_classes_at_a_site_are_refused_at_the_door(tiny_config: Config, tmp_path: Path) -> None:
@@ -182,13 +206,6 @@ def test_a_missing_sam_checkpoint_is_told_before_and_during_a_run(tiny_config: C
     refused = refusals(folder)
     assert refused["west"]["code"] == "sam-unavailable"
     assert "gone.pth" in logged(folder, "west", refused["west"]["reference"])
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere, so a read-only folder stops nobody here")
-def test_a_read_only_run_folder_is_told(tiny_config: Config, tmp_path: Path) -> None:
-    (tmp_path / "ro").mkdir(mode=0o500)
-    with pytest.raises(StorageFault, match="--out"):
-        simulate(tiny_config(), out=tmp_path / "ro" / "run")
 
 
 def test_a_read_only_file_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

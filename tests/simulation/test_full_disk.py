@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests_support import events, timeless
 
+from client.site import Site
 from client.store import Store
 from server.sites import FederationFault
 from simulation.run import simulate
@@ -50,11 +52,11 @@ def test_a_site_whose_disk_is_full_sits_out_until_there_is_room(tiny_config: Con
         ("train", 1, 2),
         ("assess", 1, 0),
     ]
-    for event in refused:
+    for event, path in zip(refused, met, strict=True):
         assert set(event["sites"]) == {"south"}
         assert event["sites"]["south"]["code"] == "storage"
         said = (south / "site.log").read_text().partition(event["sites"]["south"]["reference"])[2]
-        assert "the disk is full. Free some space" in said
+        assert f"cannot write {path}: the disk is full. Free some space" in said
     there = {(e["event"], e["cycle"], e["round"]): set(e["sites"]) for e in record if e["event"] in ("train", "assess")}
     everybody = {"north", "south", "west"}
     assert all(sites == (everybody - {"south"} if cycle == 1 else everybody) for (_, cycle, _), sites in there.items())
@@ -77,3 +79,24 @@ def test_a_run_that_needs_the_site_stops_and_goes_on_when_there_is_room(
     simulate(config, needed, out=tmp_path / "run", resume=True)
     simulate(config, needed, out=tmp_path / "whole")
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+
+
+def test_where_no_site_can_write_the_coordinator_itself_says_what_to_do(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole disk is full, so there is no log to look into."""
+    config = tiny_config(cycles=1)
+    folder = simulate(config, out=tmp_path / "run", prepare_only=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Site, "take_in", full)
+    monkeypatch.setattr(logging.FileHandler, "_open", full)
+    told = r"0 of at least 1 sites joined.*south: storage.*disks are full.*free some space.*--resume"
+    with pytest.raises(FederationFault, match=told):
+        simulate(config, out=folder, resume=True)
+    assert not list(folder.rglob("site.log"))
+    monkeypatch.undo()
+    simulate(config, out=folder, resume=True)
+    assert events(folder)[-1]["event"] == "end"

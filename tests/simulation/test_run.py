@@ -431,7 +431,7 @@ def test_there_is_nothing_to_resume(tiny_config: Config, tmp_path: Path) -> None
 
 
 def test_a_folder_in_use_is_left_alone(tiny_config: Config, tmp_path: Path) -> None:
-    with locked(tmp_path / "run"), pytest.raises(FolderInUse, match="in use by another"):
+    with locked(tmp_path / "run"), pytest.raises(FolderInUse, match=r"/run is in use by another .*choose another folder"):
         simulate(tiny_config(), out=tmp_path / "run")
 
 

@@ -115,7 +115,7 @@ def test_the_column_is_taken_as_it_is() -> None:
 def test_a_missing_site_and_a_small_site_are_told() -> None:
     with pytest.raises(ValueError, match=r"1 of 2 patients have no site.*split\.sites"):
         by_column({"a": None, "b": "X"})
-    with pytest.raises(ValueError, match=r"fewer than 3 patients.*: Y \(1\)"):
+    with pytest.raises(ValueError, match=r"fewer than 3 patients.*: Y \(1\)\. Give them more, join them with another site"):
         by_column({"a": "X", "b": "X", "c": "X", "d": "Y"})
 
 
