@@ -2,7 +2,7 @@
 
     WARDROUND_DATA=/path/to/data python benchmarks/foundation.py [--only demo acdc sts engines benchmarks] [--seeds 1]
 
-Resumable: a run with a record in docs/results/runs/foundation is not done again, an interrupted one goes on. With --write
+Resumable: a run with a record in docs/results/records/foundation is not done again, an interrupted one goes on. With --write
 nothing is run and the page is written from the records.
 """
 

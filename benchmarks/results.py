@@ -1,7 +1,7 @@
 """What the programs that write result pages share: runs that are done once, their records, and intervals.
 
 A run lies in a folder of its own under runs/, which is not kept. What a page needs of it, a record of some kilobytes, lies in
-docs/results/runs/ and is: a page can be written anew from a fresh clone, and a grid goes on in another sitting. A run with a
+docs/results/records/ and is: a page can be written anew from a fresh clone, and a grid goes on in another sitting. A run with a
 record of the same configuration and SAM is not done again; one that was interrupted goes on.
 """
 
@@ -39,7 +39,7 @@ from simulation.run import simulate
 from strategies.metrics import dice_by_class
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ROOT / "docs" / "results" / "runs"
+RECORDS = ROOT / "docs" / "results" / "records"
 THREADS = "threads=1"
 """One thread for every run: results follow the count, and two runs side by side then use two cores well."""
 

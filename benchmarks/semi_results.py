@@ -5,7 +5,7 @@
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. The two best frameworks and supervised training then go to the test patients with several
 seeds, with two labelled slices a site, with one labelled patient a site, and with all; and, for comparison with published
-numbers, with three labelled patients and no federation. Resumable: a run with a record in docs/results/runs/semi is not
+numbers, with three labelled patients and no federation. Resumable: a run with a record in docs/results/records/semi is not
 done again, an interrupted one goes on. With --write nothing is run.
 """
 
