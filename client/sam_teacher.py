@@ -21,7 +21,7 @@ from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
-from strategies.networks import class_map, probabilities
+from strategies.networks import class_map, mean_probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
@@ -51,7 +51,8 @@ class SamTeacher:
         cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
             its encoder embeds the images until the cycle ends.
         slices: where the images of cases come from.
-        specialist: who is compared with SAM, and who predicts slices beside the asked ones; its mode is left as it is.
+        specialists: whose mean prediction is compared with SAM, the one that SAM is asked with; and who predict slices
+            beside the asked ones. Their mode is left as it is.
 
     Raises:
         SiteFault: the site's checkpoint is not of the size that the run adapts.
@@ -66,10 +67,10 @@ class SamTeacher:
         adapter: Mapping[str, Tensor],
         cycle_adapter: Mapping[str, Tensor] | None,
         slices: Slices,
-        specialist: nn.Module,
+        specialists: Sequence[nn.Module],
     ) -> None:
         self._site, self._plan, self._settings, self._when = site, plan, plan.sam, when
-        self._slices, self._specialist = slices, specialist
+        self._slices, self._specialists = slices, specialists
         self._base = load_sam(site.settings.sam_checkpoint, device=site.device)
         if adapter and self._base.name != plan.sam.size:
             raise SiteFault(
@@ -118,7 +119,7 @@ class SamTeacher:
         shown, patients = [torch.zeros(0, classes)], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = show(rows[start : start + TRUST_BATCH])
-            probs = probabilities(self._specialist, images)
+            probs = mean_probabilities(self._specialists, images)
             prompts, masks, kept, probs = self._ask(cases, images, probs)
             shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
@@ -197,7 +198,7 @@ class SamTeacher:
     def _smoothed(self, cases: Sequence[Case], probs: Tensor) -> Tensor:
         """Predictions (B, C+1, H, W) of cases, half their own and a quarter of each slice's beside them."""
         before, behind = (
-            probabilities(self._specialist, self._slices.take(self._slices.beside(cases, step)).to(probs.device))
+            mean_probabilities(self._specialists, self._slices.take(self._slices.beside(cases, step)).to(probs.device))
             for step in (-1, 1)
         )
         return 0.5 * probs + 0.25 * (before + behind)

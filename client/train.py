@@ -82,7 +82,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             adapter=adapter,
             cycle_adapter=helpers.get(SAM),
             slices=draw.slices,
-            specialist=averages[0] if averages else student,
+            specialists=averages or [student, *peers],
         )
         sam.meet(labelled, draw.labelled)
     asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)

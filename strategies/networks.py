@@ -8,7 +8,7 @@ image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -145,6 +145,11 @@ def probabilities(network: nn.Module, images: Tensor) -> Tensor:
     finally:
         network.train(mode)
     return probs
+
+
+def mean_probabilities(networks: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """What networks say together: the mean of their `probabilities`, (B, C + 1, H, W)."""
+    return torch.stack([probabilities(network, images) for network in networks]).mean(0)
 
 
 @contextmanager

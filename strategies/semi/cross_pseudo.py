@@ -9,11 +9,12 @@ peer stays at the site: the student is the one that crosses.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from strategies.networks import class_map, probabilities
+from strategies.networks import class_map, mean_probabilities
 from strategies.semi import losses
 from strategies.semi.batch import Batch, Outcome, Time
 
@@ -36,14 +37,13 @@ def terms(
         return Outcome(losses={"supervised": supervised, "consistency": consistency})
 
     valid = None if batch.warp is None else batch.warp.valid
-    originals = batch.unlabelled
     return Outcome(
         losses={
             "supervised": supervised,
             "consistency": consistency + crossed(mine[of_labelled:], theirs[of_labelled:], valid),
         },
         logits_unlabelled=mine[of_labelled:],
-        guess=lambda: (probabilities(student, originals) + probabilities(peer, originals)) / 2,
+        guess=partial(mean_probabilities, (student, peer), batch.unlabelled),
     )
 
 

@@ -21,6 +21,7 @@ from client.train import When, _weighted, train
 from configs.load import load
 from server.app import initial_weights, settings_for_sites
 from simulation.run import simulate
+from strategies.networks import mean_probabilities
 from strategies.records import Weights
 from strategies.semi import FRAMEWORKS
 from strategies.semi.prompts import Prompts
@@ -194,6 +195,28 @@ def test_a_peer_learns_and_only_the_student_is_held_back(joined: Make) -> None:
     assert peer > 2 * student > 0
 
 
+@pytest.mark.parametrize("framework", list(FRAMEWORKS))
+def test_sam_is_judged_by_the_predictions_of_those_it_is_asked_by(
+    joined: Make, monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    """The framework's best guess and what is compared with SAM come from the same networks."""
+    apart: list[float] = []
+    target = SamTeacher.target
+
+    def watched(self: SamTeacher, cases: Any, images: torch.Tensor, probs: torch.Tensor) -> Any:
+        with torch.no_grad():
+            judged = mean_probabilities(self._specialists, images)
+        apart.append(float((probs - judged).abs().max()))
+        return target(self, cases, images, probs)
+
+    monkeypatch.setattr(SamTeacher, "target", watched)
+    monkeypatch.setattr("strategies.semi.mean_teacher.NOISE_STD", 0.0)  # of the teacher's passes
+    site, plan, weights = joined(*OPEN, f'train.framework="{framework}"')
+    train(site, plan, NOW, weights, helpers={})
+    assert len(apart) == plan.train.local_steps
+    assert max(apart) < 1e-5
+
+
 def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that_knows_new_patients_better(
     joined: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +229,7 @@ def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that
     truths |= {c.id: t for c, t in zip(held_out, slices.truths(held_out), strict=True)}
     by_heart = {slices.take([c]).numpy().tobytes(): truths[c.id].long() for c in labelled}
 
-    def specialist(network: Any, images: torch.Tensor) -> torch.Tensor:
+    def specialist(networks: Any, images: torch.Tensor) -> torch.Tensor:
         """Class probabilities: those of the label it knows, else a square in the middle of each class's half."""
         guess = torch.zeros(images.shape[-2:], dtype=torch.int64)
         guess[12:18, 8:14], guess[12:18, 20:26] = 1, 2
@@ -220,10 +243,10 @@ def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that
         real = torch.stack([truths[case.id] for case in cases])[prompts.image_index]
         return prompts, real == prompts.class_index[:, None, None], torch.ones_like(kept), probs
 
-    monkeypatch.setattr("client.sam_teacher.probabilities", specialist)
+    monkeypatch.setattr("client.sam_teacher.mean_probabilities", specialist)
     monkeypatch.setattr(SamTeacher, "_ask", knowing)
     network = network_with(plan, weights)
-    sam = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialist=network)
+    sam = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialists=[network])
     rows = torch.stack([truths[c.id] for c in labelled]).long()
     sam.meet(labelled, lambda some: ([labelled[n] for n in some], slices.take([labelled[n] for n in some]), rows[list(some)]))
     assert (sam.trust[1:] > 0.5).all()

@@ -9,7 +9,16 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from strategies.networks import GROUPS, NETWORKS, build_network, class_map, feature_dropout, forward_features, probabilities
+from strategies.networks import (
+    GROUPS,
+    NETWORKS,
+    build_network,
+    class_map,
+    feature_dropout,
+    forward_features,
+    mean_probabilities,
+    probabilities,
+)
 from strategies.semi import losses
 
 
@@ -233,3 +242,12 @@ def test_cuda_gives_the_answers_and_gradients_of_the_cpu() -> None:
 def test_the_class_map_is_argmax_and_ties_go_to_the_first(shape: tuple[int, ...]) -> None:
     scores = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)).float()
     assert torch.equal(class_map(scores), torch.from_numpy(scores.numpy().argmax(1)))
+
+
+def test_networks_together_say_the_mean_of_what_each_says_in_evaluation_mode() -> None:
+    networks = [default("unet_tiny", seed=seed, dropout=0.5).train() for seed in (0, 1)]
+    with torch.no_grad():
+        together = mean_probabilities(networks, images(2))
+        one, other = (network.eval()(images(2)).softmax(1) for network in networks)
+    assert torch.allclose(together, (one + other) / 2)
+    assert torch.allclose(together.sum(1), torch.ones(2, 32, 32))
