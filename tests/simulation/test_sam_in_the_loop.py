@@ -1,0 +1,96 @@
+"""SAM in the loop: who teaches it does not judge it, and what of it learns travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+from tests_support import events
+
+from client.sam_teacher import SamTeacher
+from client.store import Store
+from simulation.run import simulate
+
+Config = Callable[..., Path]
+SITES = ["north", "south", "west"]
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_who_teaches_sam_does_not_judge_it(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: bool
+) -> None:
+    """Validation patients judge, whom no network has trained on; without any, labelled patients take sides."""
+    seen: dict[str, dict[str, set[str]]] = {name: {"taught": set(), "judged": set(), "labelled": set()} for name in SITES}
+    meet, learn, ask = SamTeacher.meet, SamTeacher.learn, SamTeacher._ask
+    meeting: list[str] = []
+
+    def watched_meet(self: SamTeacher, labelled: Any, take: Any) -> None:
+        seen[self._site.name]["labelled"] |= {case.patient for case in labelled}
+        meeting.append(self._site.name)
+        meet(self, labelled, take)
+        meeting.pop()
+
+    def watched_ask(self: SamTeacher, cases: Any, images: Any, probs: Any) -> Any:
+        for name in meeting:
+            seen[name]["judged"] |= {case.patient for case in cases}
+        return ask(self, cases, images, probs)
+
+    def watched_learn(self: SamTeacher, take: Any) -> Any:
+        def watched(rows: Any) -> Any:
+            cases, images, labels = take(rows)
+            seen[self._site.name]["taught"] |= {case.patient for case in cases}
+            return cases, images, labels
+
+        return learn(self, watched)
+
+    monkeypatch.setattr(SamTeacher, "meet", watched_meet)
+    monkeypatch.setattr(SamTeacher, "_ask", watched_ask)
+    monkeypatch.setattr(SamTeacher, "learn", watched_learn)
+    options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=6")
+    folder = simulate(tiny_config(cycles=2), options, out=tmp_path / "run", prepare_only=True)
+    for name in () if validation else SITES:
+        table = folder / "sites" / name / "images.csv"
+        table.write_text("".join(line for line in table.read_text().splitlines(True) if ",validation," not in line))
+    simulate(tiny_config(cycles=2), options, out=tmp_path / "run", resume=True)
+    for name, roles in seen.items():
+        store = Store.at(folder / "sites" / name / "site.db")
+        held_out = {case.patient for case in store.cases("validation")}
+        store.close()
+        assert roles["judged"], name
+        assert not roles["taught"] & roles["judged"], name
+        if validation:
+            assert roles["judged"] <= held_out
+            assert roles["taught"] == roles["labelled"], "nobody is kept from teaching"
+        else:
+            assert not held_out
+            assert roles["taught"] | roles["judged"] == roles["labelled"]
+
+
+def test_an_adapter_is_trained_also_where_every_case_is_labelled(tiny_config: Config, tmp_path: Path) -> None:
+    """Else a site without unlabelled cases would send that nothing changed, and pull the others' SAM back to its start."""
+    options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=1000", "budget.per_cycle=0")
+    folder = simulate(tiny_config(cycles=1), options, out=tmp_path / "run")
+    trained = [event for event in events(folder) if event["event"] == "train"]
+    assert all(site["unlabelled"] == 0 for event in trained for site in event["sites"].values())
+    assert all(site["losses"]["adapter"] > 0 for event in trained for site in event["sites"].values())
+
+
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+def test_sam_learns_with_the_federation(tiny_config: Config, tmp_path: Path, adapt: str) -> None:
+    options = ("sam.enabled=true", f'sam.adapt="{adapt}"', "sam.adapt_steps=2", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    folder = simulate(tiny_config(cycles=2), options, out=tmp_path / "run")
+    trained = [event for event in events(folder) if event["event"] == "train"]
+    assert all(site["losses"]["adapter"] > 0 for event in trained for site in event["sites"].values())
+    adapter = load_file(folder / "weights" / "final_sam.safetensors")
+    assert adapter
+    assert all(name.startswith("sam.") for name in adapter)
+    moved = [bool((array != 0).any()) for array in adapter.values()]
+    assert sum(moved) > 0.8 * len(moved), "all but what gets no gradient: a bias that a softmax cancels"
+    network = load_file(folder / "weights" / "final.safetensors")
+    assert not any(name.startswith("sam.") for name in network)
+    for name in SITES:
+        caches = list((folder / "sites" / name / "cache").glob("sam*/*"))
+        assert len(caches) == 1, "embeddings of one encoder; those of an earlier cycle's are gone"
