@@ -176,14 +176,15 @@ def _paint(rng: _Random, depth_px: Tensor, deceived_px: Tensor) -> tuple[Tensor,
     texture = rng.field(OBJECTS, rng.pick(6, 40))
     spots = torch.sigmoid(8 * (rng.field(1, rng.pick(14, 36))[:, 0] - 1.2))
     softness = torch.exp(rng.uniform(-1.2, 0.9, OBJECTS))
-    hidden = rng.chance(0.15 * (1 - rng.ease), OBJECTS)  # the few whose border is hard to see
+    # a tumour in muscle, seen by a thin capsule or hardly at all: some in easy scenes too, or none would ever be guessed well
+    hidden = rng.chance(0.3 * (1 - 0.6 * rng.ease), OBJECTS)
     contrast = torch.exp(rng.uniform(-1.7 + 0.5 * rng.ease, -0.5, OBJECTS) - 1.0 * hidden)
     contrast = contrast * torch.sign(rng.uniform(-1, 1, OBJECTS))
     # texture stays below the step at the border, or no eye could find it
     grain = rng.uniform(0, 0.5, OBJECTS).square() * (1 - rng.ease)
     grain = torch.minimum(grain, 0.6 * contrast.abs())
     spotted = rng.chance(0.3, OBJECTS) * rng.uniform(-1, 1, OBJECTS) * torch.minimum(contrast.abs(), contrast.new_tensor(0.3))
-    rim = rng.chance(0.15, OBJECTS) * rng.uniform(-0.3, 0.3, OBJECTS)
+    rim = torch.maximum(rng.chance(0.15, OBJECTS), hidden * rng.chance(0.4, OBJECTS)) * rng.uniform(-0.3, 0.3, OBJECTS)
 
     def column(values: Tensor, k: int) -> Tensor:
         return values[:, k, None, None]
