@@ -378,9 +378,7 @@ def pretrain(
 
         origin = f" from {start}" if start else ""
         tell(f"{'going on' if resume else 'starting'}{origin}: {steps} steps of {batch} images, seed {seed}, {chosen}")
-        run = training(
-            weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, start=start, resume=resume
-        )
+        run = training(weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, start=start, resume=resume)
         try:
             for now in run:
                 left = now.seconds / now.step * (now.steps - now.step)

@@ -109,9 +109,7 @@ def equal_parts(patients: Iterable[str], *, count: int, split_seed: int) -> Site
     return {name: sorted(shuffled[place::count]) for place, name in enumerate(_names(count))}
 
 
-def hold_out(
-    patients: Iterable[str], *, test_fraction: float, validation_fraction: float, split_seed: int
-) -> dict[str, Role]:
+def hold_out(patients: Iterable[str], *, test_fraction: float, validation_fraction: float, split_seed: int) -> dict[str, Role]:
     """The role of each patient of one site: at least one each for test, validation and the pool.
 
     Only this site's patients and `split_seed` decide, so another site, or another `seed` of the run, moves nobody.
