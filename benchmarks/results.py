@@ -30,7 +30,7 @@ from client.plan import Plan, network_with
 from client.sam_checkpoint import digest, path_of
 from client.site import Site
 from client.store import ImageRow
-from configs.files import write_text
+from configs.files import FolderInUse, locked, write_text
 from configs.load import load
 from configs.schema import Run
 from server.app import settings_for_sites
@@ -99,7 +99,15 @@ def recorded(page: str, name: str) -> Ended | None:
 
 
 def run_job(job: Job, page: str) -> None:
-    """Run, or go on with, a job, and write its record; nothing to do where that is there."""
+    """Run, or go on with, a job, and write its record; nothing to do where that is there, or where another process runs it."""
+    try:
+        with locked(ROOT / "runs" / page / ".hands" / job.name):
+            _run_alone(job, page)
+    except FolderInUse:
+        print(f"== {job.name} is left to the process that runs it", flush=True)
+
+
+def _run_alone(job: Job, page: str) -> None:
     run = load(ROOT / job.config, job.overrides)
     settings, sam = _settings(run), digest(path_of(run.sam.checkpoint))[:16] if run.sam.enabled else ""
     done = recorded(page, job.name)

@@ -4,15 +4,17 @@
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. The two best frameworks and supervised training then go to the test patients with several
-seeds, with two labelled slices a site, with one labelled patient a site, and with all; and, for comparison with published
-numbers, with three labelled patients and no federation. Resumable: a run with a record in docs/results/records/semi is not
-done again, an interrupted one goes on. With --write nothing is run.
+seeds, without SAM and with the kind of help that did better in the screening, with two labelled slices a site, with one
+labelled patient a site, and with all; and, for comparison with published numbers, with three labelled patients and no
+federation. Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes on; on
+two cores, start the same command twice. With --write nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -144,6 +146,16 @@ def best_two() -> list[str]:
     return sorted(best, key=lambda name: -best[name])[:2]
 
 
+def helps(framework: str) -> tuple[str, ...]:
+    """No SAM, and of the two kinds of help the one of the higher validation Dice in the screening."""
+    found = {
+        help_: dice
+        for help_ in HELP
+        if help_ != "no SAM" and (dice := validation_dice(job("hippocampus", framework, help_, FEW))) is not None
+    }
+    return ("no SAM", max(found, key=lambda help_: found[help_])) if found else ("no SAM",)
+
+
 def final() -> list[Job]:
     """What is measured on test patients: supervised and the best two, with and without SAM, few labels and all."""
     jobs = []
@@ -152,13 +164,15 @@ def final() -> list[Job]:
         jobs += [job(data, "supervised", help_, "all") for help_ in ("no SAM", "SAM")]
         for labels in (FEW, "one patient a site"):
             for framework in ("supervised", *best_two()):
-                jobs += [job(data, framework, help_, labels) for help_ in HELP]
+                jobs += [job(data, framework, help_, labels) for help_ in helps(framework)]
     return jobs + [worthless(framework, which) for framework in best_two() for which in WORTHLESS]
 
 
 def central() -> list[Job]:
     """Without a federation, as published numbers are."""
-    return [job("acdc", framework, help_, "three patients") for framework in ("supervised", *best_two()) for help_ in HELP]
+    return [
+        job("acdc", framework, help_, "three patients") for framework in ("supervised", *best_two()) for help_ in helps(framework)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -199,11 +213,11 @@ def final_table(jobs: list[Job], seeds: int) -> list[str]:
     return lines
 
 
-def best_of(data: str, helps: Iterable[str], seeds: int) -> Job | None:
+def best_of(data: str, among: Iterable[str], seeds: int) -> Job | None:
     """Framework and help of the highest mean *validation* Dice with few labels: what is then read on test patients."""
     found: dict[Job, float] = {}
     for framework in ("supervised", *best_two()):
-        for help_ in helps:
+        for help_ in among:
             runs = runs_of(of := job(data, framework, help_, FEW), seeds)
             if runs:
                 found[of] = statistics.mean(run.dice for run in runs.values() if run.dice is not None)
@@ -229,7 +243,7 @@ def claims(seeds: int) -> list[Claim]:
 
     for data in SETS:
         supervised, whole = (job(data, "supervised", "no SAM", labels) for labels in (FEW, "all"))
-        best, plain, helped = (best_of(data, helps, seeds) for helps in (HELP, ("no SAM",), ("SAM", "SAM that learns")))
+        best, plain, helped = (best_of(data, among, seeds) for among in (HELP, ("no SAM",), ("SAM", "SAM that learns")))
         low, high = mean_test(supervised, seeds), mean_test(whole, seeds)
         reached = None if best is None else mean_test(best, seeds)
         if best is not None and low is not None and high is not None and reached is not None:
@@ -290,6 +304,8 @@ def main() -> None:
     if not given.write:
         for of in screening() if "screen" in given.only else ():
             run_any(of.seeded(0))
+        if any(validation_dice(of) is None for of in screening()) and {"final", "central"} & set(given.only):
+            sys.exit("which frameworks are the best two is not known before the screening is over: run it first (--only screen)")
         for seed in range(given.seeds):
             for of in [*(final() if "final" in given.only else ()), *(central() if "central" in given.only else ())]:
                 run_any(of.seeded(seed))
