@@ -76,11 +76,12 @@ def check(
     explain: Annotated[bool, typer.Option("--explain", help="List every setting, its default and its meaning")] = False,
 ) -> None:
     """Validate a configuration without running it: all faults at once, with the nearest valid name."""
+    from client.sam_checkpoint import check as check_sam
     from configs.show import check as run
 
     if config is None and not explain:
         raise typer.BadParameter("name a configuration, or ask for --explain")
-    run(config, settings or [], Console(), explained=explain)
+    run(config, settings or [], Console(), explained=explain, further=lambda valid: check_sam(valid.sam))
 
 
 @app.command()
@@ -151,11 +152,12 @@ def _mendable() -> tuple[type[Exception], ...]:
     from server.report_data import NotARun
     from server.sites import FederationFault
     from simulation.cluster import ClusterFault
+    from simulation.pretrain_sam import PretrainFault
     from simulation.run import RunFolderError
     from simulation.split import DataFault
 
-    own = (ClusterFault, DataFault, FederationFault, FormatError, NotARun, RunFolderError, SamUnavailable, SiteFault)
-    return (ConfigError, FolderInUse, StorageFault, *own)
+    own = (ClusterFault, DataFault, FederationFault, FormatError, NotARun, PretrainFault, RunFolderError, SiteFault)
+    return (ConfigError, FolderInUse, SamUnavailable, StorageFault, *own)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ from strategies.records import Case, Sums
 Seen = Callable[[ImageRow, NDArray[np.uint8], NDArray[np.uint8]], None]
 
 
-def predicted_mask(
-    site: Site, slices: Slices, network: nn.Module, image: ImageRow, cases: Sequence[Case]
-) -> NDArray[np.uint8]:
+def predicted_mask(site: Site, slices: Slices, network: nn.Module, image: ImageRow, cases: Sequence[Case]) -> NDArray[np.uint8]:
     """The network's class map of a volume, (slices, rows, columns) uint8, on the image's grid."""
     place = slices.image(image.id).place
     parts = [

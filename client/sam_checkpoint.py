@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from configs.schema import Sam as Settings
 from strategies.sam_parts import SIZES, recognise
 
 SMALL = Path(__file__).with_name("weights") / "small_sam.safetensors"
 """The small SAM that comes with the code, trained on synthetic images alone."""
 
 REMEDY = (
-    "set sam_checkpoint in site.toml to the path of an official checkpoint (sam_vit_b_01ec64.pth, "
-    "sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth, the model "
+    "name an official checkpoint by its path (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth, the model "
     "checkpoints of segment-anything; or MedSAM's medsam_vit_b.pth), "
-    'or to "small" for the one that comes with wardround'
+    'or "small" for the one that comes with wardround: in site.toml it is sam_checkpoint, in a simulated run sam.checkpoint'
 )
 
 
@@ -52,6 +52,23 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     return size, {name: tensor.float() for name, tensor in state.items()}
 
 
+def check(settings: Settings) -> None:
+    """Make sure, before anything is trained, that the checkpoint of a run can be used as its settings ask.
+
+    Raises:
+        SamUnavailable: it can't be read, or is not of the size that is adapted.
+    """
+    if not settings.enabled:
+        return
+    path = path_of(settings.checkpoint)
+    size, _ = read(path)
+    if settings.adapt != "none" and size != settings.size:
+        raise SamUnavailable(
+            f'{path} is a {size}, but sam.adapt = "{settings.adapt}" trains a SAM of sam.size = "{settings.size}": '
+            f'set sam.size = "{size}", or name a checkpoint of the other size in sam.checkpoint'
+        )
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file's content in hex; raises SamUnavailable when it can't be read."""
     try:
@@ -69,8 +86,8 @@ def _content(path: Path) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # parsers given arbitrary bytes raise anything: IndexError from torch, for one
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SamUnavailable(f"{path} is damaged or is no checkpoint ({reason[:200]}); {REMEDY}") from error
+        # torch's own words advise to load it without protection: never
+        raise SamUnavailable(f"{path} is damaged or is no checkpoint ({type(error).__name__} on reading); {REMEDY}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> SamUnavailable:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from client.faults import SiteFault
 from client.plan import Plan
 from client.sam import Sam, load_sam
-from client.sam_adapt import Lesson, fold, train_adapter
+from client.sam_adapt import BATCH, Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
 from strategies.networks import class_map, mean_probabilities
@@ -76,7 +76,7 @@ class SamTeacher:
             raise SiteFault(
                 "sam-unavailable",
                 f"the run adapts a SAM of size {plan.sam.size}, but {site.settings.sam_checkpoint} is a {self._base.name}: "
-                "set sam_checkpoint in site.toml to a checkpoint of that size",
+                f"set sam_checkpoint in site.toml to a checkpoint of that size, or sam.size = {self._base.name!r} in the run",
             )
         self._adapter = dict(adapter)
         self.kept: dict[str, dict[str, Tensor]] = {}
@@ -137,7 +137,9 @@ class SamTeacher:
         """Train the adapter on the cases it learns from: the new one, and its mean loss by name; nothing without one."""
         if not self._adapter or not self._learns_from:
             return self._adapter, {}
-        cases, images, labels = take(self._learns_from)
+        # a round looks at so many at most; more would be read, and embedded, for nothing
+        order = torch.randperm(len(self._learns_from), generator=self._generator)[: self._settings.adapt_steps * BATCH]
+        cases, images, labels = take([self._learns_from[row] for row in sorted(order.tolist())])
         images, embeddings = self._own_channels(images), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)

@@ -1,10 +1,10 @@
 """A site's workspace: where things lie, and the images made ready for the network.
 
-    site.toml     settings of this hospital       site.db       pool, requests, labels
-    images.csv    patient, image, path, role, …   cache/        images on the network's grid, SAM embeddings
-    models/       this site's student, teacher    scores/       the last scores of the pool
-    egress.jsonl  every reply that left           worklist/     requests handed to people, and their answers
-    site.log      what happened, with names       pictures/     example predictions, where that is allowed
+site.toml     settings of this hospital       site.db       pool, requests, labels
+images.csv    patient, image, path, role, …   cache/        images on the network's grid, SAM embeddings
+models/       this site's student, teacher    scores/       the last scores of the pool
+egress.jsonl  every reply that left           worklist/     requests handed to people, and their answers
+site.log      what happened, with names       pictures/     example predictions, where that is allowed
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class Site:
             image = self.read(Path(row["path"]), patient=row["patient"])
             patient = image.patient  # the keyed hash: from here on nothing knows the identity
             ready = self._make_ready(identity, image, prepare)
-            cases = [
-                Case(f"{patient}.{identity}.{index:04d}", patient, identity, index) for index in range(len(ready.slices))
-            ]
+            cases = [Case(f"{patient}.{identity}.{index:04d}", patient, identity, index) for index in range(len(ready.slices))]
             self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
 
     def read(self, path: Path, *, patient: str = "unnamed", windowed: bool = True) -> Image:

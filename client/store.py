@@ -250,10 +250,7 @@ class Store:
     def open_requests(self) -> list[Request]:
         """Requests without a label yet, oldest and best first."""
         query = (
-            select(_Request, _Case)
-            .join(_Case, _Case.id == _Request.case)
-            .where(_Case.state == "requested")
-            .order_by(_Request.id)
+            select(_Request, _Case).join(_Case, _Case.id == _Request.case).where(_Case.state == "requested").order_by(_Request.id)
         )
         with self._session() as session:
             return [
@@ -273,9 +270,7 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------------- labels
 
-    def add_label(
-        self, case_id: str, mask: NDArray[np.uint8], *, run: str, cycle: int, tick: int, annotator: str
-    ) -> None:
+    def add_label(self, case_id: str, mask: NDArray[np.uint8], *, run: str, cycle: int, tick: int, annotator: str) -> None:
         """Store a label, (rows, columns) uint8, and move its case to `labelled`, together.
 
         Raises:

@@ -239,9 +239,7 @@ def _resolve(value: Any, key: Key, faults: list[Fault]) -> Any:
     return _VARIABLE.sub(lambda found: os.environ.get(found[1]) or found[0], value)
 
 
-def _deeper(
-    model: type[Settings], data: dict[str, Any], faults: list[Fault], overridden: frozenset[Key]
-) -> list[Fault]:
+def _deeper(model: type[Settings], data: dict[str, Any], faults: list[Fault], overridden: frozenset[Key]) -> list[Fault]:
     """Faults that only show once those already found are out of the way: pydantic checks a table as a whole only when
     each of its values is right. A cross-check that speaks of a key already at fault is left out: it judged a default.
     """
@@ -321,9 +319,6 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     else:
         text = _NAMES.get(annotation, str(annotation))
     bounds = [
-        f"{word} {getattr(item, name):g}"
-        for item in metadata
-        for name, word in _BOUNDS
-        if getattr(item, name, None) is not None
+        f"{word} {getattr(item, name):g}" for item in metadata for name, word in _BOUNDS if getattr(item, name, None) is not None
     ]
     return ", ".join([text, *bounds])

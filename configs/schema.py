@@ -249,10 +249,13 @@ class Run(Settings):
         if self.query.strategy.startswith("bald") and self.network.dropout == 0:
             yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
         sam = self.sam
-        if sam.enabled and not (sam.box or sam.positives or sam.negatives or sam.mask):
-            yield "sam asks nothing: switch on one of sam.box, sam.positives, sam.negatives, sam.mask, or set sam.enabled = false"
+        if sam.enabled and not (sam.box or sam.positives or sam.mask):
+            yield (
+                "sam asks for nothing (clicks outside alone don't say what is meant): switch on one of sam.box, sam.positives, "
+                "sam.mask, or set sam.enabled = false"
+            )
         if sam.enabled and sam.adapt != "none" and sam.weight == 0:
-            yield "sam.adapt trains a SAM that sam.weight = 0 never asks: give it a weight, or set sam.adapt = \"none\""
+            yield 'sam.adapt trains a SAM that sam.weight = 0 never asks: give it a weight, or set sam.adapt = "none"'
         if sam.enabled and sam.adapt != "none" and sam.checkpoint == "small" and sam.size != "small":
             yield f'sam.checkpoint is "small", but sam.size = "{sam.size}": name a checkpoint of that size in sam.checkpoint'
         federation = self.federation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import explain, load
+from configs.schema import Run
 
 
-def check(path: Path | None, overrides: Sequence[str], console: Console, *, explained: bool) -> None:
+def check(
+    path: Path | None, overrides: Sequence[str], console: Console, *, explained: bool, further: Callable[[Run], None]
+) -> None:
     """Validate `path` and say in two lines what it would run; with `explained` list all keys.
+
+    Args:
+        further: what else must hold of a valid configuration; raises where it does not.
 
     Raises:
         ConfigError: with all faults at once.
@@ -26,6 +32,7 @@ def check(path: Path | None, overrides: Sequence[str], console: Console, *, expl
     if path is None:
         return
     run = load(path, overrides)
+    further(run)
     federation, train, budget = run.federation, run.train, run.budget
     sam = "with SAM" if run.sam.enabled else "without SAM"
     steps = federation.cycles * train.rounds_per_cycle * train.local_steps

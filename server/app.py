@@ -122,7 +122,6 @@ def finish(ledger: Ledger, folder: Path, run: Run) -> None:
     )
 
 
-
 def initial_weights(run: Run) -> Weights:
     """The weights every run with this seed and network starts from."""
     network = build_network(

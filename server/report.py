@@ -224,7 +224,7 @@ def _facts(record: Record, settings: Mapping[str, Any]) -> list[tuple[str, str]]
     network, privacy = _section(settings, "network"), _section(settings, "privacy")
     facts = []
     if "framework" in train:
-        helped = " with SAM" if sam.get("enabled") and train["framework"] != "supervised" else ""
+        helped = " with SAM" if sam.get("enabled") else ""
         facts.append(("Training", f"{train['framework']}{helped}"))
     if "name" in network:
         facts.append(("Network", network["name"]))

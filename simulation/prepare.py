@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
-from client.sam_checkpoint import path_of, read
+from client.sam_checkpoint import check, path_of
 from configs.files import read_object, write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run, Site
@@ -53,8 +53,10 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
     Raises:
         DataFault: the data does not fit the settings, or `out` was prepared from others; names the file or the key,
             and what to do. `FormatError`, one of these, where an image or a mask cannot be read.
+        SamUnavailable: SAM's checkpoint can't be used as the run asks.
         StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
+    check(run.sam)
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
     state = _begin(run, out)
@@ -184,9 +186,6 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
 
 
 def _write_site_toml(run: Run, folder: Path) -> None:
-    checkpoint = path_of(run.sam.checkpoint).resolve()
-    if run.sam.enabled and not checkpoint.is_file():
-        read(checkpoint)  # says what is missing and what to do, before anything is trained
     site = Site(
         name=folder.name,
         key=site_key(folder.name, split_seed=run.split.split_seed),
@@ -198,7 +197,7 @@ def _write_site_toml(run: Run, folder: Path) -> None:
         share=run.privacy.share,
         min_patients=run.privacy.min_patients,
         # A site may run in another process and folder, so the path must not depend on where this one was started.
-        sam_checkpoint=str(checkpoint),
+        sam_checkpoint=str(path_of(run.sam.checkpoint).resolve()),
         save_pictures=run.save_pictures,
         threads=run.threads,
         device=run.device,

@@ -43,6 +43,10 @@ from strategies.sam_losses import answer_losses, true_iou
 from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 
 
+class PretrainFault(ValueError):
+    """Pre-training can't start, or can't go on; the message says what to change."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a run depends on; a checkpoint of another recipe is not resumed.
@@ -102,13 +106,14 @@ def training(
     `start` names a checkpoint of a small SAM to start from ("small" is the shipped one), "" random weights.
 
     Raises:
-        ValueError: numbers that make no sense, a checkpoint to resume from that is missing or of another recipe, or
-            weights to start from that are not a small SAM's.
-        FloatingPointError: the loss is no longer finite; the last save stays.
+        PretrainFault: numbers that make no sense, a device that is not there, a checkpoint to resume from that is missing
+            or of another recipe, weights to start from that are not a small SAM's, or a loss that is no longer finite; what
+            was saved before stays.
+        SamUnavailable: the weights to start from can't be read.
         configs.files.StorageFault: `out` can't be written.
     """
     if steps < 1 or batch < 1:
-        raise ValueError(f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch}")
+        raise PretrainFault(f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch}")
     recipe, size = Recipe(steps=steps, seed=seed, batch=batch, bfloat16=bfloat16), SIZES["small"]
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
@@ -116,7 +121,7 @@ def training(
     if start:
         name, weights = read(path_of(start))
         if name != "small":
-            raise ValueError(f"{path_of(start)} is a {name}: only a small SAM can be started from")
+            raise PretrainFault(f"{path_of(start)} is a {name}: only a small SAM can be started from")
         parts.load_state_dict(weights)
         recipe = replace(recipe, start=digest(path_of(start)), easy_share=0.0, single_share=0.25)
     readers = torch.nn.ModuleList(
@@ -142,7 +147,10 @@ def training(
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         told = _step(parts, readers, optimiser, step, recipe, device)
         if not bool(told.isfinite().all()):
-            raise FloatingPointError(f"the loss became {float(told[0])} in step {step + 1}; what was saved before it is kept")
+            raise PretrainFault(
+                f"the loss became {float(told[0])} in step {step + 1}. What was saved before it is kept: start from it with "
+                f"--start {out} and another --seed"
+            )
         sums += told
         counted += 1
         _follow(average, parts, decay=min(recipe.average_decay, (step + 1) / (step + 10)))
@@ -329,18 +337,27 @@ def _write_checkpoint(
 
 def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"nothing to resume: {path} does not exist; start without --resume")
+        raise PretrainFault(f"nothing to resume: {path} does not exist; start without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["recipe"]
     except Exception as error:  # torch raises anything when given arbitrary bytes
-        raise ValueError(f"{path} is not a checkpoint of pretraining ({error}); start without --resume") from error
+        raise PretrainFault(f"{path} is damaged or is no checkpoint of pretraining; start without --resume") from error
     if saved != asdict(recipe):
-        raise ValueError(
-            f"{path} was made with {saved}, this run asks for {asdict(recipe)}: "
-            "resume with the same numbers, or start without --resume"
+        asked = asdict(recipe)
+        apart = [f"{name} {saved.get(name)!r}, not {value!r}" for name, value in asked.items() if saved.get(name) != value]
+        raise PretrainFault(
+            f"{path} was made with {', '.join(apart) or 'other settings'}: resume with the same, or start without --resume"
         )
     return state
+
+
+def _device(wanted: str) -> str:
+    """ "auto" is CUDA where there is one."""
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if wanted not in ("auto", *there):
+        raise PretrainFault(f"there is no device {wanted!r} here: choose one of auto, {', '.join(there)}")
+    return there[-1] if wanted == "auto" else wanted
 
 
 def pretrain(
@@ -362,10 +379,10 @@ def pretrain(
     done since the last save, at most a few minutes, is done again.
 
     Raises:
-        ValueError: as `training`.
+        PretrainFault, SamUnavailable: as `training`.
         configs.files.FolderInUse, configs.files.StorageFault: another run is in `out`; it can't be written.
     """
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = _device(device)
     weights = out / "small_sam.safetensors"
     with locked(out):
         log = out / "log.txt"

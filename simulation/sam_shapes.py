@@ -121,7 +121,7 @@ def _shapes(rng: _Random) -> Tensor:
 def _places(rng: _Random) -> tuple[Tensor, Tensor, Tensor]:
     """Centres (B, PAIRS, 2) and radii (B, PAIRS) in half sides of the image, large first, some beside another; and which
     of them wrap around the one before (B, PAIRS), as 0 and 1."""
-    radius = torch.exp(rng.uniform(-2.5, 0.2, PAIRS)).sort(1, descending=True).values
+    radius = torch.exp(rng.uniform(-2.5, 0.5, PAIRS)).sort(1, descending=True).values
     centre = rng.uniform(-0.75, 0.75, PAIRS, 2) * (1 - 0.5 * radius[..., None])
     wraps = torch.zeros_like(radius)
     for pair in range(1, PAIRS):

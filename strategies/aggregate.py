@@ -241,9 +241,7 @@ def clip_update(update: Weights, max_norm: float) -> Weights:
     ```
     """
     if not (math.isfinite(max_norm) and max_norm > 0):
-        raise ValueError(
-            f"train.max_update_norm is {max_norm}: a finite number above 0 is needed; leave it out not to clip"
-        )
+        raise ValueError(f"train.max_update_norm is {max_norm}: a finite number above 0 is needed; leave it out not to clip")
     norm = update_norm(update)
     if not math.isfinite(norm):
         raise UpdateError("the norm of the update is not finite: training diverged")

@@ -56,9 +56,7 @@ def _check_grid(prediction: NDArray[np.generic], truth: NDArray[np.generic]) -> 
         raise ValueError(f"the prediction has shape {prediction.shape}, the truth {truth.shape}: not one grid")
 
 
-def hd95_mm(
-    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, spacing_mm: Sequence[float] | None
-) -> float | None:
+def hd95_mm(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, spacing_mm: Sequence[float] | None) -> float | None:
     """95th percentile of the distances between the surfaces of two masks, in mm; the larger of both directions.
 
     Surface voxels belong to the mask and have a face neighbour outside it or lie at the array's edge; axes of length 1
@@ -90,9 +88,7 @@ def hd95_mm(
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """(P, axes) array indices of the mask's surface voxels."""
     mask = np.asarray(mask, dtype=np.bool_)
-    inside = np.pad(
-        np.atleast_1d(mask.squeeze()), 1
-    )  # with an axis of length 1 left in, every voxel would be at an edge
+    inside = np.pad(np.atleast_1d(mask.squeeze()), 1)  # with an axis of length 1 left in, every voxel would be at an edge
     buried = inside.copy()
     for axis in range(inside.ndim):
         buried &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)  # what comes in at the other end is padding
@@ -106,9 +102,7 @@ def _to_nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDA
     return np.asarray(tree(others).query(points)[0], dtype=np.float64)
 
 
-def expected_calibration_error(
-    probabilities: NDArray[np.floating], truth: NDArray[np.integer], *, bins: int = 15
-) -> float:
+def expected_calibration_error(probabilities: NDArray[np.floating], truth: NDArray[np.integer], *, bins: int = 15) -> float:
     """Σ_b n_b/n · |accuracy_b − confidence_b| over `bins` equal bins of the highest probability (Guo et al. 2017).
 
     Args:

@@ -205,9 +205,7 @@ def _content(name: str, **records: MetricRecord | ArrayRecord | None) -> RecordD
 
 
 def pack_joined(joined: Joined) -> RecordDict:
-    content = _content(
-        joined.name, pool=_numbers(cases=joined.cases, labelled=joined.labelled, unlabelled=joined.unlabelled)
-    )
+    content = _content(joined.name, pool=_numbers(cases=joined.cases, labelled=joined.labelled, unlabelled=joined.unlabelled))
     content.config_records["site"]["protocol"] = joined.protocol
     content.config_records["site"]["classes"] = list(joined.classes)
     return content
@@ -258,9 +256,7 @@ def pack_assessment(assessment: Assessment) -> RecordDict:
         assessment.name,
         validation=_pack_sums(assessment.validation),
         test=_pack_sums(assessment.test),
-        demand=None
-        if demand is None
-        else _numbers(unlabelled=demand.unlabelled, quantiles=list(demand.quantiles) or None),
+        demand=None if demand is None else _numbers(unlabelled=demand.unlabelled, quantiles=list(demand.quantiles) or None),
         assessing=_numbers(seconds=assessment.seconds),
     )
 

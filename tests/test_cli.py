@@ -90,10 +90,15 @@ def test_check_wants_something_to_do(cli: Cli) -> None:
         (("site", "worklist", "nowhere"), "site.db"),
         (("site", "clear", "nowhere"), "site.db"),
         (("simulate", "configs/demo.toml", "--engine", "warp"), "inline, cluster"),
+        (("check", "configs/demo.toml", "--set", "sam.checkpoint=nowhere.pth"), "no SAM checkpoint at nowhere.pth"),
+        (("check", "configs/demo.toml", "--set", "sam.box=false", "--set", "sam.positives=0"), "clicks outside alone"),
+        (("pretrain-sam", "--out", "OUT", "--resume"), "without --resume"),
+        (("pretrain-sam", "--out", "OUT", "--device", "gpu"), "no device 'gpu' here: choose one of auto, cpu"),
+        (("pretrain-sam", "--out", "OUT", "--start", "nowhere.pth"), "no SAM checkpoint at nowhere.pth"),
     ],
 )
-def test_mistakes_get_a_sentence_and_exit_code_2(cli: Cli, arguments: tuple[str, ...], told: str) -> None:
-    code, text = cli(*arguments)
+def test_mistakes_get_a_sentence_and_exit_code_2(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    code, text = cli(*(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
     assert code == 2
     assert told in text
     assert "Traceback" not in text

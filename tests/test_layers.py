@@ -124,8 +124,7 @@ def strategy_violations(imports: list[Import]) -> list[str]:
     return [
         f"{found}: strategies are pure"
         for found in imports
-        if layer_of(found.file) == "strategies"
-        and found.top in KEPT_OUT_OF_STRATEGIES - NO_STRATEGY.get(found.file, set())
+        if layer_of(found.file) == "strategies" and found.top in KEPT_OUT_OF_STRATEGIES - NO_STRATEGY.get(found.file, set())
     ]
 
 
@@ -153,11 +152,7 @@ def test_nothing_imports_the_tests() -> None:
 
 
 def test_every_folder_of_code_is_a_package() -> None:
-    bare = {
-        file.parent.relative_to(ROOT).as_posix()
-        for file in sources(*FOLDERS)
-        if not (file.parent / "__init__.py").exists()
-    }
+    bare = {file.parent.relative_to(ROOT).as_posix() for file in sources(*FOLDERS) if not (file.parent / "__init__.py").exists()}
     assert not bare, f"without __init__.py: {sorted(bare)}"
 
 
@@ -165,9 +160,7 @@ def test_tests_have_the_shape_of_the_code() -> None:
     strays = [
         folder.relative_to(ROOT).as_posix()
         for folder in sorted((ROOT / "tests").rglob("*"))
-        if folder.is_dir()
-        and any(folder.glob("test_*.py"))
-        and not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()
+        if folder.is_dir() and any(folder.glob("test_*.py")) and not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()
     ]
     assert not strays, f"no folder of code has these tests: {strays}"
     packages = [file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("__init__.py")]

@@ -58,9 +58,7 @@ class Folder:
                 self._export(request, folder)
         self._write_list(requests)
 
-    def answers(
-        self, requests: Sequence[Request], *, cycle: int, tick: int
-    ) -> list[tuple[Request, NDArray[np.uint8] | str]]:
+    def answers(self, requests: Sequence[Request], *, cycle: int, tick: int) -> list[tuple[Request, NDArray[np.uint8] | str]]:
         """The masks that lie in the case folders, each checked against its slice; a text where one can't be used."""
         found: list[tuple[Request, NDArray[np.uint8] | str]] = []
         for request in requests:

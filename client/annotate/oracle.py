@@ -34,9 +34,7 @@ class Oracle:
     def publish(self, requests: Sequence[Request]) -> None:
         """Nothing to do: the oracle is asked directly."""
 
-    def answers(
-        self, requests: Sequence[Request], *, cycle: int, tick: int
-    ) -> list[tuple[Request, NDArray[np.uint8] | str]]:
+    def answers(self, requests: Sequence[Request], *, cycle: int, tick: int) -> list[tuple[Request, NDArray[np.uint8] | str]]:
         """Labels of the requests whose delay, in ticks, is over; none in a cycle in which the expert is away."""
         if cycle in self._absent:
             return []

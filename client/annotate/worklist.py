@@ -29,9 +29,7 @@ class Annotator(Protocol):
     def publish(self, requests: Sequence[Request]) -> None:
         """Put open requests where the expert sees them; those already there stay as they are."""
 
-    def answers(
-        self, requests: Sequence[Request], *, cycle: int, tick: int
-    ) -> list[tuple[Request, NDArray[np.uint8] | str]]:
+    def answers(self, requests: Sequence[Request], *, cycle: int, tick: int) -> list[tuple[Request, NDArray[np.uint8] | str]]:
         """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
 
 

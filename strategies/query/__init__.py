@@ -65,12 +65,8 @@ _CONTRADICTS = "the model contradicts itself here: mean disagreement"
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy("random", 1, None, features=False, foreground=False, choose=at_random),
     "random_fg": Strategy("random_fg", 1, None, features=False, foreground=True, choose=at_random_foreground),
-    "entropy": Strategy(
-        "entropy", 1, entropy, features=False, foreground=False, choose=partial(top, why=_UNSURE), why=_UNSURE
-    ),
-    "bald": Strategy(
-        "bald", 8, bald, features=False, foreground=False, choose=partial(top, why=_CONTRADICTS), why=_CONTRADICTS
-    ),
+    "entropy": Strategy("entropy", 1, entropy, features=False, foreground=False, choose=partial(top, why=_UNSURE), why=_UNSURE),
+    "bald": Strategy("bald", 8, bald, features=False, foreground=False, choose=partial(top, why=_CONTRADICTS), why=_CONTRADICTS),
     "coreset": Strategy("coreset", 1, None, features=True, foreground=False, choose=coreset),
 }
 """Both randoms first: every other strategy has to beat them."""

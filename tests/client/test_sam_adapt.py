@@ -56,9 +56,7 @@ def test_what_is_learned_shows_and_the_checkpoint_stays(small: Sam, adapt: str) 
     settings, start = new(adapt)
     given = lesson(small, embedded=adapt == "decoder")
     before = {name: value.clone() for name, value in small.parts.state_dict().items()}
-    learned, loss = train_adapter(
-        small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0)
-    )
+    learned, loss = train_adapter(small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
     assert loss is not None
     assert loss > 0
     assert all(torch.equal(value, before[name]) for name, value in small.parts.state_dict().items())

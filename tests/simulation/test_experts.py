@@ -130,9 +130,7 @@ def test_absences_follow_their_probability_and_spare_the_cold_start() -> None:
 
 
 def test_absences_do_not_depend_on_the_number_of_cases() -> None:
-    plans = [
-        schedule(map(str, range(n)), delay=3, absence=0.5, cycles=9, rng=np.random.default_rng(1)) for n in (0, 5, 50)
-    ]
+    plans = [schedule(map(str, range(n)), delay=3, absence=0.5, cycles=9, rng=np.random.default_rng(1)) for n in (0, 5, 50)]
     assert len({tuple(plan["absent_cycles"]) for plan in plans}) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import simulation.prepare
 import simulation.sources
 from client.formats import FORMATS
 from client.formats.image import keyed_hash
-from client.sam_checkpoint import SamUnavailable
+from client.sam_checkpoint import SMALL, SamUnavailable
 from configs.load import load_site
 from configs.schema import Run
 from simulation.phantom import CLASS_NAMES
@@ -40,9 +41,7 @@ def write_index(root: Path, rows: list[tuple[str, str, str]]) -> None:
     (root / "index.csv").write_text("\n".join(lines) + "\n")
 
 
-def volumes(
-    root: Path, *, patients: int = 8, sites: int = 2, labels: Callable[[np.ndarray], np.ndarray] = np.copy
-) -> Path:
+def volumes(root: Path, *, patients: int = 8, sites: int = 2, labels: Callable[[np.ndarray], np.ndarray] = np.copy) -> Path:
     """NIfTI volumes, two of patient p0; patients alternate between sites A, B, …"""
     rng = np.random.default_rng(0)
     for folder in ("images", "labels"):
@@ -210,13 +209,11 @@ def test_scanner_sites_see_restyled_copies_on_the_same_grid(tmp_path: Path, kind
                 form.read_mask(Path(row["truth"]), after, classes=CLASSES)
 
 
-def test_a_checkpoint_s_path_does_not_depend_on_where_the_site_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_s_path_does_not_depend_on_where_the_site_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sam.pth").touch()
-    prepare(settings(volumes(tmp_path / "set"), sam={"checkpoint": "sam.pth"}), tmp_path / "out")
-    assert load_site(tmp_path / "out" / "sites" / "A" / "site.toml").sam_checkpoint == str(tmp_path / "sam.pth")
+    shutil.copy(SMALL, "sam.safetensors")
+    prepare(settings(volumes(tmp_path / "set"), sam={"checkpoint": "sam.safetensors"}), tmp_path / "out")
+    assert load_site(tmp_path / "out" / "sites" / "A" / "site.toml").sam_checkpoint == str(tmp_path / "sam.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------ phantoms
@@ -225,9 +222,7 @@ PHANTOM = {"hospitals": 2, "patients": [3, 4], "slices": 4, "size_px": 64}
 
 
 def phantom_run(**tables: Any) -> Run:
-    return Run.model_validate(
-        {"classes": {name: [name] for name in CLASS_NAMES}, "data": {"phantom": PHANTOM}, **tables}
-    )
+    return Run.model_validate({"classes": {name: [name] for name in CLASS_NAMES}, "data": {"phantom": PHANTOM}, **tables})
 
 
 def test_phantom_hospitals_are_sites_with_dicom_of_their_own(tmp_path: Path) -> None:
@@ -258,9 +253,22 @@ def test_phantoms_have_scanners_of_their_own() -> None:
         phantom_run(split={"sites": "scanner", "count": 2})
 
 
-def test_a_missing_checkpoint_is_told_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(SamUnavailable, match=r"nowhere\.pth"):
-        prepare(settings(volumes(tmp_path / "set"), sam={"checkpoint": str(tmp_path / "nowhere.pth")}), tmp_path / "out")
+def test_a_checkpoint_that_can_t_be_used_as_asked_is_told_before_the_run(tmp_path: Path) -> None:
+    root = volumes(tmp_path / "set")
+    (tmp_path / "notes.pth").write_text("not weights")
+    shutil.copy(SMALL, tmp_path / "own.safetensors")
+    for sam, told in (
+        ({"checkpoint": "nowhere.pth"}, r"no SAM checkpoint at .*nowhere\.pth.*sam\.checkpoint"),
+        ({"checkpoint": "notes.pth"}, r"notes\.pth is damaged or is no checkpoint.*sam\.checkpoint"),
+        (
+            {"checkpoint": "own.safetensors", "adapt": "decoder", "size": "vit_b"},
+            r'own\.safetensors is a small, .*sam\.size = "small"',
+        ),
+    ):
+        asked = settings(root, sam={**sam, "checkpoint": str(tmp_path / sam["checkpoint"])})
+        with pytest.raises(SamUnavailable, match=told):
+            prepare(asked, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 # -------------------------------------------------------------------------------------------------- kills and repeats
@@ -299,9 +307,7 @@ def count_writes(monkeypatch: pytest.MonkeyPatch, *, die_at: int | None = None) 
     return written
 
 
-def test_a_kill_at_any_write_and_a_second_call_give_what_one_call_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_at_any_write_and_a_second_call_give_what_one_call_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = settings(volumes(tmp_path / "set", patients=6), experts={"boundary_px": 1.0, "delay": 2})
     with monkeypatch.context() as patch:
         written = count_writes(patch)

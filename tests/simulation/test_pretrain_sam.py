@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from client.sam import load_sam
 from configs.files import FolderInUse, StorageFault, locked
-from simulation.pretrain_sam import pretrain, training
+from simulation.pretrain_sam import PretrainFault, pretrain, training
 from strategies.sam_parts import SIZES, Parts
 
 
@@ -16,7 +16,6 @@ from strategies.sam_parts import SIZES, Parts
 def _short_exams(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every save is marked; here on few scenes."""
     monkeypatch.setattr("simulation.sam_exam.SCENES", 4)
-
 
 
 def test_a_run_that_was_killed_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
@@ -59,14 +58,14 @@ def test_a_run_killed_while_it_was_calibrated_goes_on_there(tmp_path: Path) -> N
 
 def test_resuming_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     out = tmp_path / "sam.safetensors"
-    with pytest.raises(ValueError, match=r"sam\.safetensors\.checkpoint does not exist.*without --resume"):
+    with pytest.raises(PretrainFault, match=r"sam\.safetensors\.checkpoint does not exist.*without --resume"):
         next(iter(training(out, steps=2, resume=True)))
     run = training(out, steps=4, batch=2, every=1, save_every=1)
     next(iter(run))
-    with pytest.raises(ValueError, match="same numbers"):
+    with pytest.raises(PretrainFault, match="made with steps 4, not 5: resume with the same"):
         next(iter(training(out, steps=5, batch=2, resume=True)))
     out.with_name(out.name + ".checkpoint").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(PretrainFault, match="damaged or is no checkpoint"):
         next(iter(training(out, steps=4, batch=2, resume=True)))
 
 
@@ -79,28 +78,26 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     name = "image_encoder.blocks.0.mlp.lin1.weight"
     assert (after[name] - before[name]).abs().max() < 0.1 * (after[name] - fresh[name]).abs().max()
     assert not torch.equal(after[name], before[name])
-    with pytest.raises(ValueError, match="same numbers"):
+    with pytest.raises(PretrainFault, match=r"made with start .*: resume with the same"):
         next(training(second, steps=2, batch=1, start="small", resume=True))
     torch.save(Parts(SIZES["vit_b"]).state_dict(), tmp_path / "b.pth")
-    with pytest.raises(ValueError, match=r"b\.pth is a vit_b"):
+    with pytest.raises(PretrainFault, match=r"b\.pth is a vit_b"):
         next(training(second, steps=2, batch=1, start=str(tmp_path / "b.pth")))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "sam.safetensors"
     run = training(out, steps=4, batch=1, every=1, save_every=1)
     next(run)
     monkeypatch.setattr("simulation.pretrain_sam._step", lambda *_: torch.tensor([float("nan"), 0.5]))
-    with pytest.raises(FloatingPointError, match="nan in step 2"):
+    with pytest.raises(PretrainFault, match=r"nan in step 2.*--start .*sam\.safetensors"):
         next(run)
     assert all(value.isfinite().all() for value in load_file(out).values())
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, 1), (1, 0)])
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, steps: int, batch: int) -> None:
-    with pytest.raises(ValueError, match="at least"):
+    with pytest.raises(PretrainFault, match="at least"):
         next(iter(training(tmp_path / "sam.safetensors", steps=steps, batch=batch)))
 
 

@@ -67,9 +67,7 @@ def test_equal_parts_differ_by_one_patient_at_most() -> None:
 def unevenness(alpha: float) -> float:
     """Mean over seeds of the spread of site sizes."""
     patients = [f"p{i}" for i in range(80)]
-    return float(
-        np.mean([np.std([len(p) for p in SPLITTERS["size"](patients, 4, alpha, seed).values()]) for seed in range(40)])
-    )
+    return float(np.mean([np.std([len(p) for p in SPLITTERS["size"](patients, 4, alpha, seed).values()]) for seed in range(40)]))
 
 
 def test_a_small_alpha_makes_sites_uneven_and_a_large_one_even() -> None:
@@ -130,9 +128,7 @@ fractions = st.floats(0, 0.98)
     share=st.floats(0, 1),
     seed=st.integers(0),
 )
-def test_every_patient_has_one_role_and_every_role_a_patient(
-    patients: set[str], test: float, share: float, seed: int
-) -> None:
+def test_every_patient_has_one_role_and_every_role_a_patient(patients: set[str], test: float, share: float, seed: int) -> None:
     validation = share * (0.99 - test)
     roles = hold_out(patients, test_fraction=test, validation_fraction=validation, split_seed=seed)
     assert set(roles) == patients
@@ -141,9 +137,7 @@ def test_every_patient_has_one_role_and_every_role_a_patient(
     assert sum(counts.values()) == len(patients)
     assert abs(counts["test"] - test * len(patients)) <= 2
     assert abs(counts["validation"] - validation * len(patients)) <= 2
-    again = hold_out(
-        sorted(patients, reverse=True), test_fraction=test, validation_fraction=validation, split_seed=seed
-    )
+    again = hold_out(sorted(patients, reverse=True), test_fraction=test, validation_fraction=validation, split_seed=seed)
     assert again == roles
 
 

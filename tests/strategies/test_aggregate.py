@@ -63,9 +63,7 @@ def test_mean_equals_numpy_average(weights: list[float], scale: float) -> None:
 def test_mean_does_not_follow_the_order_of_arrival(n: int, seed: int, data: st.DataObject) -> None:
     """Updates of very different sizes, in float64: within one float32 rounding of each other in any order."""
     rng = np.random.default_rng(seed)
-    entries = [
-        (make_update(i + seed, scale=10.0 ** rng.integers(-4, 4)), float(rng.integers(1, 500))) for i in range(n)
-    ]
+    entries = [(make_update(i + seed, scale=10.0 ** rng.integers(-4, 4)), float(rng.integers(1, 500))) for i in range(n)]
     first, second = Mean(LIKE), Mean(LIKE)
     for update, weight in entries:
         first.add(update, weight)

@@ -244,9 +244,7 @@ def test_aubc_by_hand() -> None:
     factor=st.integers(1, 7),
     offset=st.integers(0, 9),
 )
-def test_aubc_is_a_mean_that_ignores_the_unit_of_labels(
-    points: list[tuple[int, float]], factor: int, offset: int
-) -> None:
+def test_aubc_is_a_mean_that_ignores_the_unit_of_labels(points: list[tuple[int, float]], factor: int, offset: int) -> None:
     labels = list(itertools.accumulate(step for step, _ in points))
     dice = [d for _, d in points]
     area = aubc(labels, dice)

@@ -110,9 +110,7 @@ def test_a_negative_grant_is_an_error(name: str) -> None:
 def test_constant_scores_leave_it_to_chance(name: str) -> None:
     """A constant score must not become NaN, nor a choice of the first or the last cases: every case comes up."""
     n, count = 12, 3
-    scores = make_scores(
-        np.full(n, 0.25), foreground=np.zeros(n, dtype=bool), features=np.zeros((n, 2), dtype=np.float32)
-    )
+    scores = make_scores(np.full(n, 0.25), foreground=np.zeros(n, dtype=bool), features=np.zeros((n, 2), dtype=np.float32))
     choose = parse_query(name).choose
     counts = Counter(case for seed in range(200) for case in pick(choose, scores, count, seed).case_ids)
     assert len(counts) == n

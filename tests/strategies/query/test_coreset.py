@@ -19,9 +19,7 @@ def pool(features: NDArray[np.float32], labelled: NDArray[np.float32] | None) ->
     return Scores([f"{i:05d}" for i in range(n)], ["p"] * n, features=features, labelled_features=labelled)
 
 
-def slow_greedy(
-    features: NDArray[np.float32], centres: NDArray[np.float32], count: int
-) -> tuple[list[int], list[float]]:
+def slow_greedy(features: NDArray[np.float32], centres: NDArray[np.float32], count: int) -> tuple[list[int], list[float]]:
     """Every distance anew for every pick, O(N² · B); ties must not occur in what it is given."""
     taken: list[int] = []
     gaps: list[float] = []
@@ -111,6 +109,4 @@ def test_many_labelled_cases_go_in_chunks() -> None:
 
 def test_features_of_another_network_are_refused() -> None:
     with pytest.raises(ValueError, match="length 3, those of labelled cases 2"):
-        coreset(
-            pool(np.zeros((4, 3), dtype=np.float32), np.zeros((1, 2), dtype=np.float32)), 1, np.random.default_rng(0)
-        )
+        coreset(pool(np.zeros((4, 3), dtype=np.float32), np.zeros((1, 2), dtype=np.float32)), 1, np.random.default_rng(0))
