@@ -76,6 +76,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "unlabelled": done.unlabelled,
             "seconds": done.seconds,
             "losses": done.losses,
+            "trust": done.trust,
+            "judges": done.judges,
         }
         models = LocalModels(request.run, request.cycle, request.round, done.student, done.helpers, numbers)
         save_models(path, models)
@@ -98,7 +100,7 @@ def _why_unlabelled(site: Site) -> str:
 
 
 def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What a round's reply may say beside the update: mean losses only where enough patients stand behind them."""
+    """What a round's reply may say beside the update: losses and SAM's trust only where enough patients stand behind them."""
     labelled, least = site.store.cases("labelled"), site.settings.min_patients
     behind = {
         "adapter": {labelled[row].patient for row in taught_by(site, labelled)},
@@ -109,7 +111,8 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     losses = {name: mean for name, mean in numbers["losses"].items() if len(behind.get(name, everybody)) >= least}
     if len(losses) < len(numbers["losses"]):
         losses.pop("total", None)  # from it and the others the missing one could be worked out
-    return {**numbers, "losses": losses}
+    told = {name: value for name, value in numbers.items() if name != "judges"}
+    return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:

@@ -92,6 +92,8 @@ class SamTeacher:
         self._learns_from: list[int] = []
         self.trust = torch.ones(len(plan.classes) + 1)
         """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
+        self.judges = 0
+        """On how many patients that rests."""
 
     @property
     def is_trusted(self) -> bool:
@@ -123,7 +125,7 @@ class SamTeacher:
             prompts, masks, kept, probs = self._ask(cases, images, probs)
             shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
-        self.trust = trust_from(torch.cat(shown), patients)
+        self.trust, self.judges = trust_from(torch.cat(shown), patients), len(set(patients))
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
         self._site.log.info("cycle %d, round %d: trust in SAM: %s", *self._when, told)
 

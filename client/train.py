@@ -35,13 +35,18 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from."""
+    """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from.
+
+    `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged.
+    """
 
     student: State
     helpers: dict[str, State]
     losses: dict[str, float]
     labelled: int
     unlabelled: int
+    trust: list[float] | None
+    judges: int
     seconds: float
 
 
@@ -130,6 +135,8 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
+        trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges else None,
+        judges=0 if sam is None else sam.judges,
         seconds=time.monotonic() - started,
     )
 

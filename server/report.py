@@ -106,6 +106,7 @@ def render(record: Record) -> str:
         traffic_plot=effort.traffic_plot(record),
         steps=sums.traffic_by_step(record),
         loss_plot=effort.loss_plot(record),
+        trust_plot=effort.trust_plot(record),
         trained=bool(sums.losses(record)),
         rows=rows,
         many=len(rows) > OPEN_SITES,

@@ -184,6 +184,20 @@ def losses(record: Record) -> list[RoundLoss]:
     return [by_round[key] for key in sorted(by_round)]
 
 
+def trusts(record: Record) -> list[RoundLoss]:
+    """How much SAM counted, by class in place of a loss term, as `losses`; empty where no site told it."""
+    by_round: dict[tuple[int, int], RoundLoss] = {}
+    for event in record.of("train"):
+        key = whole(event.get("cycle")) or 0, whole(event.get("round")) or 0
+        classes: dict[str, dict[str, float | None]] = {}
+        for name, values in per_site(event).items():
+            given = values.get("sam_trust")
+            for class_, value in given.items() if isinstance(given, dict) else ():
+                classes.setdefault(plain(class_), {})[name] = number(value)
+        by_round[key] = RoundLoss(*key, classes)
+    return [by_round[key] for key in sorted(by_round)]
+
+
 def problems(record: Record) -> list[Problem]:
     """Refusals and late replies, in order."""
     return [

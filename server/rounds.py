@@ -197,6 +197,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
         told[answer.site] = {
             "losses": None if update.labelled is None else {**dict.fromkeys(IN_EVERY_ROUND), **update.losses},
             "labelled": update.labelled,
+            "sam_trust": None if update.trust is None else dict(zip(run.class_names, update.trust, strict=True)),
             "labels_trained": update.labels_trained,
             "unlabelled": update.unlabelled,
             "seconds": update.seconds,

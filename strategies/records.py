@@ -152,7 +152,10 @@ class Joined:
 
 @dataclass(frozen=True)
 class SiteUpdate:
-    """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only."""
+    """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only.
+
+    `trust` is how much SAM counted at the site, by class in [0, 1]; None where it took no part, or nothing may be told of it.
+    """
 
     name: str
     update: Weights
@@ -160,6 +163,7 @@ class SiteUpdate:
     labels_trained: int | None = None
     unlabelled: int | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    trust: Sequence[float] | None = None
     seconds: float | None = None
 
 

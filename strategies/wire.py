@@ -18,7 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
 
@@ -91,6 +91,7 @@ def replies(classes: int) -> dict[str, Reply]:
             update=True,
             metrics={
                 "training": {"labelled": COUNT, "labels_trained": COUNT, "unlabelled": COUNT, "seconds": SECONDS},
+                "sam": {"trust": Number(whole=False, high=1.0, length=classes)},
                 "losses": dict.fromkeys(LOSSES, REAL),
             },
         ),
@@ -233,12 +234,14 @@ def pack_update(update: SiteUpdate) -> RecordDict:
             unlabelled=update.unlabelled,
             seconds=update.seconds,
         ),
+        sam=None if update.trust is None else _numbers(trust=list(update.trust)),
         losses=_numbers(**update.losses),
     )
 
 
 def unpack_update(content: RecordDict) -> SiteUpdate:
     training = _metrics(content, "training")
+    trust = _metrics(content, "sam").get("trust")
     return SiteUpdate(
         name=_name(content),
         update=unpack_weights(content.array_records["update"]),
@@ -246,6 +249,7 @@ def unpack_update(content: RecordDict) -> SiteUpdate:
         labels_trained=training.get("labels_trained"),
         unlabelled=training.get("unlabelled"),
         losses=_metrics(content, "losses"),
+        trust=None if trust is None else tuple(trust),
         seconds=training.get("seconds"),
     )
 

@@ -353,6 +353,8 @@ NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
     "a tuple for a list": (ASSESS, force("test", "dice", (1.5, 0.5)), "test.dice is (1.5, 0.5), not a list of 2"),
     "a list that is too long": (ASSESS, force("test", "dice", [1.5, 0.5, 0.5]), "not a list of 2"),
     "a list that is too short": (ASSESS, force("test", "counts", [1]), "not a list of 2"),
+    "trust beyond certainty": (TRAIN, force("sam", "trust", [0.5, 1.5]), "sam.trust is 1.5, not from 0"),
+    "trust in more than the classes": (TRAIN, force("sam", "trust", [0.5, 0.5, 0.5]), "not a list of 2"),
     "a loss of another name": (TRAIN, force("losses", "hd95", 1.0), "record losses has a key 'hd95'"),
     "a key of another record": (TRAIN, force("losses", "labelled", 1), "record losses has a key 'labelled'"),
     "a record of another reply": (TRAIN, put("labels", MetricRecord({"granted": 1})), "has a record 'labels'"),

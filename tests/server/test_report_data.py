@@ -186,6 +186,16 @@ def test_losses_keep_rounds_apart_and_withheld_ones_none(tmp_path: Path) -> None
     assert second.terms == {"total": {"A": None}}
 
 
+def test_trust_in_sam_is_kept_by_class_and_empty_where_none_was_told(tmp_path: Path) -> None:
+    lines = [
+        {"event": "train", "cycle": 1, "round": 1, "sites": {"A": {"sam_trust": {"liver": 0.5}}, "B": {"sam_trust": None}}},
+        {"event": "train", "cycle": 1, "round": 2, "sites": {"A": {"losses": None}}},
+    ]
+    first, second = sums.trusts(read_record(write_run(tmp_path, lines)))
+    assert first.terms == {"liver": {"A": 0.5}}
+    assert second.terms == {}
+
+
 def test_every_code_on_the_wire_has_a_meaning() -> None:
     assert set(sums.MEANINGS) == set(CODES)
 

@@ -94,3 +94,15 @@ def test_sam_learns_with_the_federation(tiny_config: Config, tmp_path: Path, ada
     for name in SITES:
         caches = list((folder / "sites" / name / "cache").glob("sam*/*"))
         assert len(caches) == 1, "embeddings of one encoder; those of an earlier cycle's are gone"
+
+
+def test_trust_in_sam_is_told_by_class_where_enough_patients_stand_behind_it(tiny_config: Config, tmp_path: Path) -> None:
+    for least in (1, 2):  # a site has one validation patient
+        options = ("sam.enabled=true", f"privacy.min_patients={least}")
+        folder = simulate(tiny_config(cycles=1), options, out=tmp_path / str(least))
+        told = [site["sam_trust"] for event in events(folder) if event["event"] == "train" for site in event["sites"].values()]
+        if least == 1:
+            assert all(list(trust) == ["disc", "bar"] and all(0 <= value <= 1 for value in trust.values()) for trust in told)
+        else:
+            assert told == [None] * len(told)
+        assert ("Trust in SAM by round" in (folder / "report.html").read_text()) == (least == 1)
