@@ -48,6 +48,9 @@ cycles = 2
 """
 
 
+TIMES = ("time", "seconds")
+
+
 def of_one_site(data: Path, root: Path) -> Path:
     """The data of the first site alone, in `root`: a federation of one is enough for what happens at a site."""
     root.mkdir()
@@ -56,9 +59,6 @@ def of_one_site(data: Path, root: Path) -> Path:
     for folder in ("images", "labels"):
         (root / folder).symlink_to(data / folder)
     return root
-
-
-TIMES = ("time", "seconds")
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
