@@ -47,7 +47,18 @@ per_cycle = 1
 cycles = 2
 """
 
+
 TIMES = ("time", "seconds")
+
+
+def of_one_site(data: Path, root: Path) -> Path:
+    """The data of the first site alone, in `root`: a federation of one is enough for what happens at a site."""
+    root.mkdir()
+    header, *rows = (data / "index.csv").read_text().splitlines(True)
+    (root / "index.csv").write_text(header + "".join(row for row in rows if row.rstrip().endswith(",north")))
+    for folder in ("images", "labels"):
+        (root / folder).symlink_to(data / folder)
+    return root
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

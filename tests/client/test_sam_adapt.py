@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.sam import Sam, load_sam
-from client.sam_adapt import Lesson, fold, train_adapter
+from client.sam_adapt import JITTER, Lesson, fold, train_adapter
 from configs.schema import Sam as Settings
 from strategies.records import Case
 from strategies.sam_adapters import initial_adapter
+from strategies.sam_parts import Parts
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
 
@@ -99,6 +102,38 @@ def test_prompts_of_the_run_are_what_it_learns_from(small: Sam) -> None:
         )
     ]
     assert len(set(results)) == len(results)
+
+
+def test_what_it_learns_from_is_moved_about_as_a_specialists_mistakes_would_be(
+    small: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anew in every step; a SAM that has learned from perfect boxes would take each box at its word."""
+    asked: list[dict[str, Tensor]] = []
+    forward = Parts.forward
+
+    def watched(self: Parts, embeddings: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        asked.append(how)
+        return forward(self, embeddings, **how)
+
+    settings, start = new("decoder")
+    every = lesson(small, embedded=True)
+    assert every.embeddings is not None
+    given = Lesson(every.images[:1], every.labels[:1], every.embeddings[:1])
+    two = settings.model_copy(update={"adapt_steps": 2})
+    monkeypatch.setattr(Parts, "forward", watched)
+    train_adapter(small, start, given, two, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
+    still = prompts_from(torch.nn.functional.one_hot(given.labels, 3).movedim(-1, 1).float())
+    scale = small.size.input_px / SIDE
+    sides = still.boxes[:, 2:] - still.boxes[:, :2]
+    reach = (JITTER * sides).clamp(min=1.0)[:, None]
+    assert len(asked) == 2
+    for step in asked:
+        for found, unmoved in ((step["boxes"].view(-1, 2, 2), still.boxes.view(-1, 2, 2)), (step["points"], still.points)):
+            moves = found / scale - unmoved
+            assert (moves.abs() > 0.01).any((1, 2)).all(), "each prompt"
+            assert (moves.abs() <= reach + 1e-4).all()
+    assert not torch.equal(asked[0]["boxes"], asked[1]["boxes"])
+    assert not torch.equal(asked[0]["points"], asked[1]["points"])
 
 
 @pytest.mark.parametrize("value", [0, IGNORE])

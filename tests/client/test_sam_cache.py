@@ -1,6 +1,7 @@
 """Embeddings on disk: computed once, never wrong, whatever happened to the files or to the images."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,18 @@ class CountingSam(Sam):
         self.encoded += len(images)
         patches = torch.nn.functional.adaptive_avg_pool2d(images[:, :1], self.size.grid)
         return patches * torch.arange(1, self.size.prompt_dim + 1)[:, None, None]
+
+
+class TinySam(CountingSam):
+    """One whose embeddings have 256 bytes, so that thousands are made in no time."""
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        return 8, 4, 4
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.encoded += len(images)
+        return torch.nn.functional.adaptive_avg_pool2d(images[:, :1], 4).repeat(1, 8, 1, 1)
 
 
 @pytest.fixture
@@ -77,6 +90,24 @@ def test_a_changed_image_is_embedded_again_and_takes_its_old_place(tmp_path: Pat
     assert sam.encoded == 3 + 1 + 3
     assert rows_file(tmp_path).stat().st_size == size
     assert torch.equal(EmbeddingCache(tmp_path, sam).embeddings(["b"], images[1:2]), sam.encode(images[1:2]).half())
+
+
+def test_asked_rows_are_read_and_not_the_file(tmp_path: Path) -> None:
+    """The embeddings of a site with many cases are larger than its memory."""
+    sam = TinySam()
+    images, keys = some_images(2000), [str(number) for number in range(2000)]
+    EmbeddingCache(tmp_path, sam).embeddings(keys, images)
+    whole = rows_file(tmp_path).stat().st_size
+    cache, asked = EmbeddingCache(tmp_path, sam), [3, 1999, 1000]
+    some, of_some = images[asked], [keys[number] for number in asked]
+    tracemalloc.start()
+    found = cache.embeddings(of_some, some)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert whole == 2000 * 256
+    assert sam.encoded == 2000
+    assert torch.equal(found, sam.encode(some).half())
+    assert peak < whole / 10
 
 
 def test_another_sam_never_sees_these_embeddings(tmp_path: Path, sam: CountingSam) -> None:

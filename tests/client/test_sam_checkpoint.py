@@ -13,7 +13,7 @@ from segment_anything.build_sam import build_sam_vit_b  # isort: skip
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from client.sam import SamUnavailable, load_sam
+from client.sam import PREPROCESSING, SamUnavailable, load_sam
 from client.sam_cache import EmbeddingCache
 from client.sam_checkpoint import SMALL, read
 from strategies.sam_parts import SIZES, Parts, recognise, to_pixels
@@ -164,3 +164,14 @@ def test_it_is_read_once_while_its_file_is_the_same_and_anew_when_it_is_not(tmp_
     second = load_sam(str(path), device="cpu")
     assert second is not first
     assert second.fingerprint != first.fingerprint
+
+
+def test_embeddings_of_another_preprocessing_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same checkpoint, but images reach it otherwise: what an earlier version kept is wrong."""
+    path = tmp_path / "own.safetensors"
+    shutil.copy(SMALL, path)
+    before = load_sam("small", device="cpu")
+    monkeypatch.setattr("client.sam.PREPROCESSING", PREPROCESSING + 1)
+    after = load_sam(str(path), device="cpu")
+    assert after.fingerprint != before.fingerprint
+    assert EmbeddingCache(tmp_path, after).folder != EmbeddingCache(tmp_path, before).folder

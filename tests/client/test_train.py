@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from client.annotate.worklist import carry_out, collect
 from client.faults import SiteFault
 from client.plan import Plan, network_for, network_with
 from client.sam import Sam
 from client.sam_teacher import SamTeacher
 from client.site import Site, Slices
-from client.train import When, _weighted, train
-from configs.load import load
-from server.app import initial_weights, settings_for_sites
-from simulation.run import simulate
+from client.train import When, _Draw, _weighted, train
 from strategies.networks import mean_probabilities
 from strategies.records import Weights
-from strategies.semi import FRAMEWORKS
+from strategies.semi import FRAMEWORKS, Batch
 from strategies.semi.prompts import Prompts
+from strategies.semi.sam_target import Target, sam_loss
 
 NOW = When(cycle=1, round=1, step=0, total_steps=8)
 Made = tuple[Site, Plan, Weights]
 Make = Callable[..., Made]
 
 
-@pytest.fixture
-def joined(tiny_config: Callable[..., Path], tmp_path: Path) -> Make:
-    """A site that has taken its images in and has two labels, the plan of its run, and the initial weights."""
+@dataclass(frozen=True)
+class Steps:
+    """What a round's steps saw: their batches, by step what SAM said, and what the student learned of that."""
 
-    def make(*overrides: str, labels: int = 2, name: str = "run") -> Made:
-        config = tiny_config()
-        folder = simulate(config, overrides, out=tmp_path / name, prepare_only=True)
-        run = load(config, overrides)
-        site = Site(folder / "sites" / "north")
-        plan = Plan.read(settings_for_sites(run))
-        site.take_in(plan.preprocess)
-        if labels:
-            carry_out(site, plan, run="r", cycle=0, cases=labels, tick=1)
-            collect(site, plan, run="r", cycle=0, tick=1)
-        return site, plan, initial_weights(run)
-
-    return make
+    batches: list[Batch]
+    said: dict[int, Target]
+    learned: list[Target]
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -123,6 +110,82 @@ def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: M
     plain = train(site, without, NOW, weights, helpers={})
     assert "sam" not in plain.losses
     assert not same(with_sam.student, plain.student)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """SAM says of each image that its left half is of class 1 and its right half of class 2, the surer the further down."""
+    seen = Steps([], {}, [])
+    batches = _Draw.batches
+
+    def drawn(self: _Draw, unlabelled: Any) -> Iterator[tuple[Batch, Any]]:
+        for batch, cases in batches(self, unlabelled):
+            seen.batches.append(batch)
+            yield batch, cases
+
+    def target(self: SamTeacher, cases: Any, images: torch.Tensor, probs: torch.Tensor) -> Target:
+        side = images.shape[-1]
+        classes = (1 + (torch.arange(side) >= side // 2).long()).expand(len(images), side, side)
+        weight = torch.linspace(0, 1, side)[:, None].expand(len(images), side, side)
+        seen.said[len(seen.batches) - 1] = Target(classes, weight)
+        return seen.said[len(seen.batches) - 1]
+
+    def loss(logits: torch.Tensor, target: Target) -> torch.Tensor:
+        seen.learned.append(target)
+        return sam_loss(logits, target)
+
+    monkeypatch.setattr(_Draw, "batches", drawn)
+    monkeypatch.setattr(SamTeacher, "target", target)
+    monkeypatch.setattr("client.train.sam_loss", loss)
+    return seen
+
+
+def test_the_student_learns_what_sam_says_in_the_frame_that_it_sees_the_image_in(joined: Make, steps: Steps) -> None:
+    """SAM is asked about the image as it lies; the student sees it turned, moved and mirrored."""
+    site, plan, weights = joined(*OPEN, "train.local_steps=2")
+    train(site, plan, NOW, weights, helpers={})
+    assert len(steps.learned) == 2
+    for index, learned in enumerate(steps.learned):
+        said, warp = steps.said[index], steps.batches[index].warp
+        assert warp is not None
+        expected = said.warped(warp)
+        assert torch.equal(learned.classes, expected.classes)
+        assert torch.equal(learned.weight, expected.weight)
+        assert not torch.equal(learned.classes, said.classes)
+
+
+def test_without_augmentation_the_student_learns_what_sam_says_as_it_lies(joined: Make, steps: Steps) -> None:
+    site, plan, weights = joined(*OPEN, "train.local_steps=1", "train.augment=false")
+    train(site, plan, NOW, weights, helpers={})
+    assert torch.equal(steps.learned[0].classes, steps.said[0].classes)
+    assert torch.equal(steps.learned[0].weight, steps.said[0].weight)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3])])
+def test_sam_is_asked_at_every_nth_step_only(joined: Make, steps: Steps, every: int, expected: list[int]) -> None:
+    site, plan, weights = joined(*OPEN, "train.local_steps=5", f"sam.every={every}")
+    train(site, plan, NOW, weights, helpers={})
+    assert list(steps.said) == expected
+    assert len(steps.learned) == len(expected)
+
+
+@pytest.mark.parametrize("framework", ["mean_teacher", "unimatch"])
+def test_sams_term_counts_fully_until_the_ramp_down_at_the_end_of_the_run(joined: Make, framework: str) -> None:
+    """Also where the framework's own term has no ramp. Late in a run the specialist knows better than SAM."""
+    _, plan, _ = joined(f'train.framework="{framework}"', "sam.enabled=true", "sam.weight=3.0", labels=0)
+    terms = {"supervised": torch.tensor(10.0), "sam": torch.tensor(1.0)}
+    for step, expected in {0: 1.0, 4: 1.0, 5: math.exp(-5 / 16), 6: math.exp(-5 / 4), 8: math.exp(-5)}.items():
+        found = _weighted(terms, FRAMEWORKS[framework], plan, step, 8)  # the ramp takes half of the 8 steps
+        assert float(found) == pytest.approx(10 + 3 * expected), step
+
+
+@pytest.mark.parametrize(("when", "expected"), [(NOW, 1.0), (When(cycle=2, round=2, step=6, total_steps=8), math.exp(-5 / 4))])
+def test_sams_ramp_counts_the_steps_since_the_start_of_the_run(joined: Make, steps: Steps, when: When, expected: float) -> None:
+    """A ramp that began again in each round would never come down."""
+    site, plan, weights = joined(*OPEN, 'train.framework="supervised"', "sam.weight=3.0", "train.local_steps=1")
+    losses = train(site, plan, when, weights, helpers={}).losses
+    assert losses["sam"] > 0.1
+    assert losses["total"] == pytest.approx(losses["supervised"] + 3 * expected * losses["sam"], rel=1e-5)
 
 
 def test_a_sam_that_adds_nothing_to_patients_of_a_known_mask_leaves_the_round_as_it_is_without(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from tests_support import TINY, events, timeless
+from tests_support import TINY, events, of_one_site, timeless
 
 from client.models import load_models
 
@@ -51,6 +52,11 @@ SAM_KILLS = [
 ]
 """With a SAM that learns with the federation."""
 
+LORA_KILLS = [
+    ("client.app:save_models", 2, "before"),  # trained with the encoder that the cycle began with, which has learned since
+]
+"""With a SAM whose encoder learns; a site keeps the one of the cycle from round to round."""
+
 CHILD = """
 import importlib, os, signal, sys
 from pathlib import Path
@@ -88,17 +94,19 @@ def forked(work):
         os._exit(status)
     return os.waitpid(child, 0)[1]
 
-config, root, kills = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 late = ["experts.delay=2", "federation.deadline_polls=2"]  # so that a step has several polls
-assert forked(lambda: simulate(config, late, out=root / "whole")) == 0
-for number, (target, call, when) in enumerate(kills):
-    out = root / f"killed{number}"
-    def killed():
-        killer(target, call, when)
-        simulate(config, late, out=out)
-    status = forked(killed)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
-    assert forked(lambda: simulate(config, late, out=out, resume=True)) == 0, f"resuming after {target}"
+for root, kills in eval(sys.argv[1]):
+    root = Path(root)
+    config = root / "tiny.toml"
+    assert forked(lambda: simulate(config, late, out=root / "whole")) == 0
+    for number, (target, call, when) in enumerate(kills):
+        out = root / f"killed{number}"
+        def killed():
+            killer(target, call, when)
+            simulate(config, late, out=out)
+        status = forked(killed)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
+        assert forked(lambda: simulate(config, late, out=out, resume=True)) == 0, f"resuming after {target}"
 print("done")
 """
 
@@ -106,29 +114,41 @@ print("done")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """All killed and resumed runs, by one process that imports once and forks for each."""
-    return killed_runs(tmp_path_factory.mktemp("killed"), TINY.format(root=tiny_data), KILLS)
+    root = tmp_path_factory.mktemp("killed")
+    killed_runs({root: (TINY.format(root=tiny_data), KILLS)})
+    return root
 
 
 @pytest.fixture(scope="module")
 def peer_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    text = TINY.format(root=tiny_data).replace("mean_teacher", "cross_pseudo")
-    return killed_runs(tmp_path_factory.mktemp("peers"), text, PEER_KILLS)
+    root = tmp_path_factory.mktemp("peers")
+    killed_runs({root: (TINY.format(root=tiny_data).replace("mean_teacher", "cross_pseudo"), PEER_KILLS)})
+    return root
 
 
 @pytest.fixture(scope="module")
 def sam_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    sam = '[sam]\nenabled = true\nadapt = "decoder"\nadapt_steps = 1\nmin_iou = 0.0\nmin_agreement = 0.0\n'
-    text = TINY.format(root=tiny_data).replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
-    text = text.replace("[sam]\nenabled = false\n", sam)
-    return killed_runs(tmp_path_factory.mktemp("sam"), text, SAM_KILLS)
+    """In `decoder` and `lora`, by what of SAM learns. With lora a single site, and a single cycle of two rounds."""
+    root = tmp_path_factory.mktemp("sam")
+    alone = of_one_site(tiny_data, root / "data")
+    sam = '[sam]\nenabled = true\nadapt = "{adapt}"\nadapt_steps = 1\nmin_iou = 0.0\nmin_agreement = 0.0\n'
+    decoder = TINY.format(root=tiny_data).replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
+    decoder = decoder.replace("[sam]\nenabled = false\n", sam.format(adapt="decoder"))
+    lora = TINY.format(root=alone).replace("cycles = 2", "cycles = 1")
+    lora = lora.replace("[sam]\nenabled = false\n", sam.format(adapt="lora") + "trust = false\n")
+    killed_runs({root / "decoder": (decoder, SAM_KILLS), root / "lora": (lora, LORA_KILLS)})
+    return root
 
 
-def killed_runs(root: Path, config: str, kills: list[tuple[str, int, str]]) -> Path:
-    (root / "tiny.toml").write_text(config)
-    command = [sys.executable, "-c", CHILD, str(root / "tiny.toml"), str(root), repr(kills)]
+def killed_runs(runs: Mapping[Path, tuple[str, list[tuple[str, int, str]]]]) -> None:
+    """In each folder the whole run of a configuration, and one for each kill."""
+    for root, (config, _) in runs.items():
+        root.mkdir(exist_ok=True)
+        (root / "tiny.toml").write_text(config)
+    told = [(str(root), kills) for root, (_, kills) in runs.items()]
+    command = [sys.executable, "-c", CHILD, repr(told)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
-    return root
 
 
 def names(kills: list[tuple[str, int, str]]) -> list[str]:
@@ -146,12 +166,17 @@ def test_a_killed_run_with_peers_goes_on_where_it_was(peer_runs: Path, number: i
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("number", range(len(SAM_KILLS)), ids=names(SAM_KILLS))
-def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(sam_runs: Path, number: int) -> None:
-    assert timeless(sam_runs / f"killed{number}") == timeless(sam_runs / "whole")
-    for weights in ("final", "final_sam"):
-        killed, whole = (sam_runs / run / "weights" / f"{weights}.safetensors" for run in (f"killed{number}", "whole"))
-        assert killed.read_bytes() == whole.read_bytes()
+@pytest.mark.parametrize(
+    ("adapt", "number"),
+    [("decoder", number) for number in range(len(SAM_KILLS))] + [("lora", number) for number in range(len(LORA_KILLS))],
+    ids=[f"decoder {name}" for name in names(SAM_KILLS)] + [f"lora {name}" for name in names(LORA_KILLS)],
+)
+def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(sam_runs: Path, adapt: str, number: int) -> None:
+    killed, whole = (sam_runs / adapt / run for run in (f"killed{number}", "whole"))
+    assert timeless(killed) == timeless(whole)
+    for name in ("final", "final_sam"):
+        path = Path("weights") / f"{name}.safetensors"
+        assert (killed / path).read_bytes() == (whole / path).read_bytes()
 
 
 @pytest.mark.parametrize("number", range(len(KILLS)), ids=names(KILLS))

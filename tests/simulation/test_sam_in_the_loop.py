@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
-from tests_support import events
+from tests_support import events, of_one_site
+from torch import Tensor
 
+from client.sam import Sam, load_sam
 from client.sam_teacher import SamTeacher
 from client.store import Store
 from simulation.run import simulate
@@ -106,3 +109,24 @@ def test_trust_in_sam_is_told_by_class_where_enough_patients_stand_behind_it(tin
         else:
             assert told == [None] * len(told)
         assert ("Trust in SAM by round" in (folder / "report.html").read_text()) == (least == 1)
+
+
+def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_has_learned(
+    tiny_data: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained encoder's embeddings are worth what they cost only if they last for a cycle, and only if they are renewed."""
+    embedded: Counter[str] = Counter()
+    encode = Sam.encode
+
+    def watched(self: Sam, images: Tensor) -> Tensor:
+        embedded[self.fingerprint] += len(images)
+        return encode(self, images)
+
+    monkeypatch.setattr(Sam, "encode", watched)
+    config = tiny_config(root=str(of_one_site(tiny_data, tmp_path / "data")), batch_unlabelled=5, per_cycle=0)
+    options = ("sam.enabled=true", 'sam.adapt="lora"', "sam.adapt_steps=1", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    folder = simulate(config, (*options, "sam.trust=false"), out=tmp_path / "run")
+    trained = [event["sites"]["north"] for event in events(folder) if event["event"] == "train"]
+    assert [site["unlabelled"] for site in trained] == [10, 10, 10, 10], "two steps of a round see all"
+    assert list(embedded.values()) == [10, 10], "one encoder in each cycle"
+    assert load_sam("small", device="cpu").fingerprint not in embedded

@@ -60,6 +60,19 @@ def test_masks_that_do_not_pass_the_gate_say_nothing_and_other_components_stay()
     assert math.isnan(float(silent))
 
 
+def test_a_mask_that_does_not_pass_the_gate_is_not_drawn_either() -> None:
+    """Neither what is right of it nor what is wrong counts; its component stays as the specialist drew it."""
+    first, second = square(2, 2, 8, 8), square(12, 12, 22, 22)
+    prediction = (first + second)[None]
+    prompts = prompts_from(one_hot(prediction, of=1))
+    answers = torch.stack([square(12, 12, 22, 20), square(2, 2, 8, 20)]).bool()  # of the second, which is larger, and the first
+    kept = torch.tensor([True, False])
+    for truth in (prediction, prediction | square(2, 2, 8, 20)):
+        shown = advantages(prediction, prompts, answers, kept, truth, classes=1)
+        expected = dice(first + square(12, 12, 22, 20), truth[0]) - dice(prediction[0], truth[0])
+        assert float(shown) == pytest.approx(expected)
+
+
 def test_ignored_pixels_of_the_truth_count_nowhere() -> None:
     prediction = square(4, 4, 12, 12)[None]
     truth = prediction.clone()

@@ -1,0 +1,265 @@
+"""What `[sam]` says is what SAM is asked, and which of its answers count, and how much, is what its target says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.plan import Plan
+from client.sam import Sam, load_sam
+from client.sam_teacher import SamTeacher
+from client.site import Site, Slices
+from strategies.records import Case, Weights
+from strategies.sam_adapters import initial_adapter
+from strategies.semi.losses import IGNORE
+from strategies.semi.prompts import Prompts
+
+Made = tuple[Site, Plan, Weights]
+Make = Callable[..., Made]
+
+SIDE = 32
+OPEN = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
+"""SAM with an open gate: all that it says counts fully."""
+
+
+@dataclass
+class Answers:
+    """What SAM was asked, and what it answers: the component that it was asked about, or as told."""
+
+    prompts: list[Prompts] = field(default_factory=list)
+    how: list[dict[str, Any]] = field(default_factory=list)
+    masks: Callable[[Prompts], Tensor] = lambda prompts: prompts.components
+    iou: Callable[[Prompts], Tensor] = lambda prompts: torch.ones(len(prompts))
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """A SAM that embeds nothing and answers as a test wants it."""
+    told = Answers()
+
+    def decode(self: Sam, embeddings: Tensor, prompts: Prompts, **how: Any) -> tuple[Tensor, Tensor]:
+        told.prompts.append(prompts)
+        told.how.append(how)
+        return torch.where(told.masks(prompts), 4.0, -4.0), told.iou(prompts)
+
+    monkeypatch.setattr(Sam, "encode", lambda self, images: torch.zeros(len(images), *self.embedding_shape))
+    monkeypatch.setattr(Sam, "decode", decode)
+    return told
+
+
+def square(top: int, left: int, bottom: int, right: int) -> Tensor:
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+FIRST, SECOND = square(4, 4, 14, 14), square(16, 16, 28, 28)
+"""Where the specialist sees an object of each class."""
+
+
+def prediction(*, of: int = 1, sure: float = 0.96) -> Tensor:
+    """Probabilities (B, 3, H, W) of a specialist that sees both objects in each of `of` images."""
+    classes = (FIRST.long() + 2 * SECOND.long()).expand(of, SIDE, SIDE)
+    one_hot = torch.nn.functional.one_hot(classes, 3).movedim(-1, 1).float()
+    return one_hot * (sure - (1 - sure) / 2) + (1 - sure) / 2
+
+
+def teacher(made: Made, *, adapter: Mapping[str, Tensor] | None = None, specialists: Sequence[nn.Module] = ()) -> SamTeacher:
+    site, plan, _ = made
+    slices = Slices(site, plan.preprocess)
+    return SamTeacher(site, plan, (1, 1), adapter=adapter or {}, cycle_adapter=None, slices=slices, specialists=list(specialists))
+
+
+def in_the_middle(made: Made, count: int = 1) -> tuple[list[Case], Tensor]:
+    """Unlabelled cases with a slice before and behind them, and what the network sees of them."""
+    site, plan, _ = made
+    cases = [case for case in site.store.cases("unlabelled") if case.index in (1, 2)][:count]
+    return cases, Slices(site, plan.preprocess).take(cases)
+
+
+def changed(made: Made, **settings: Any) -> Made:
+    site, plan, weights = made
+    return site, plan.model_copy(update={"sam": plan.sam.model_copy(update=settings)}), weights
+
+
+# ----------------------------------------------------------------------------------------------------- what it is asked
+
+
+def test_sam_is_asked_with_the_box_unless_told_otherwise(joined: Make, answers: Answers) -> None:
+    made = joined(*OPEN, labels=0)
+    for box in (True, False):
+        teacher(changed(made, box=box)).target(*in_the_middle(made), prediction())
+        assert answers.how[-1]["box"] is box
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 2), (3, 0), (0, 1), (0, 0)])
+def test_sam_is_asked_with_as_many_clicks_inside_and_outside_as_told(
+    joined: Make, answers: Answers, positives: int, negatives: int
+) -> None:
+    made = joined(*OPEN, f"sam.positives={positives}", f"sam.negatives={negatives}", labels=0)
+    teacher(made).target(*in_the_middle(made), prediction())
+    (asked,) = answers.prompts
+    assert asked.point_labels.tolist() == 2 * [[1] * positives + [0] * negatives]
+    for component, points in zip(asked.components, asked.points.long(), strict=True):
+        hit = [bool(component[y, x]) for x, y in points.tolist()]
+        assert hit == [True] * positives + [False] * negatives
+
+
+def test_sam_is_asked_with_the_prediction_itself_where_told(joined: Make, answers: Answers) -> None:
+    made = joined(*OPEN, labels=0)
+    teacher(made).target(*in_the_middle(made), prediction())
+    assert answers.how[0]["mask_logits"] is None
+    teacher(changed(made, mask=True)).target(*in_the_middle(made), prediction())
+    assert torch.equal(answers.how[1]["mask_logits"] > 0, answers.prompts[1].components)
+    teacher(changed(made, mask=True, min_stability=0.5)).target(*in_the_middle(made), prediction())
+    assert torch.equal(answers.how[2]["mask_logits"] > 0, answers.prompts[2].components), "moved prompts have one as well"
+
+
+def test_prompts_come_from_a_slice_and_both_beside_it_where_told(
+    joined: Make, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is seen in one slice alone is rather a mistake, and what both neighbours see was rather missed."""
+    made = joined(*OPEN, "sam.mask=true", labels=0)
+    cases, images = in_the_middle(made)
+    shown = Slices(made[0], made[1].preprocess)
+
+    def of_class_1(at_first: float, at_second: float) -> Tensor:
+        chance = at_first * FIRST + at_second * SECOND
+        return torch.stack([1 - chance, chance, torch.zeros_like(chance)])
+
+    own = of_class_1(0.6, 0.4)[None]
+    around = {step: shown.take(shown.beside(cases, step)).numpy().tobytes() for step in (-1, 1)}
+    seen = {around[-1]: of_class_1(0.0, 1.0), around[1]: of_class_1(0.0, 0.6)}
+    assert len(seen) == 2
+
+    def specialist(networks: Any, images: Tensor) -> Tensor:
+        return torch.stack([seen[image[None].numpy().tobytes()] for image in images])
+
+    monkeypatch.setattr("client.sam_teacher.mean_probabilities", specialist)
+    teacher(made).target(cases, images, own)
+    assert torch.equal(answers.prompts[0].components, FIRST[None])
+    teacher(changed(made, beside=True)).target(cases, images, own)
+    assert torch.equal(answers.prompts[1].components, SECOND[None])
+    chance = answers.how[1]["mask_logits"].sigmoid()[0][SECOND]
+    assert torch.allclose(chance, torch.tensor(0.5 * 0.4 + 0.25 * 1.0 + 0.25 * 0.6), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sam_looks_at_the_middle_slice_of_those_that_the_network_sees(
+    joined: Make, answers: Answers, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    embedded: list[Tensor] = []
+
+    def encode(self: Sam, images: Tensor) -> Tensor:
+        embedded.append(images)
+        return torch.zeros(len(images), *self.embedding_shape)
+
+    monkeypatch.setattr(Sam, "encode", encode)
+    made = joined(*OPEN, "preprocess.neighbours=1", f"preprocess.channels={channels}", labels=0)
+    cases, images = in_the_middle(made, count=2)
+    assert images.shape[1] == 3 * channels
+    teacher(made).target(cases, images, prediction(of=2))
+    (seen,) = embedded
+    flat = Slices(made[0], made[1].preprocess.model_copy(update={"neighbours": 0}))
+    assert torch.equal(seen, flat.take(cases))
+    assert not torch.equal(seen, flat.take(flat.beside(cases, -1)))
+
+
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+def test_the_sam_that_is_asked_is_the_one_that_has_learned(joined: Make, monkeypatch: pytest.MonkeyPatch, adapt: str) -> None:
+    said: list[Tensor] = []
+    asked: list[Prompts] = []
+    decode = Sam.decode
+
+    def watched(self: Sam, embeddings: Tensor, prompts: Prompts, **how: Any) -> tuple[Tensor, Tensor]:
+        logits, iou = decode(self, embeddings, prompts, **how)
+        said.append(logits)
+        asked.append(prompts)
+        return logits, iou
+
+    made = joined(*OPEN, f"sam.adapt={adapt}", labels=0)
+    cases, images = in_the_middle(made)
+    new = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt=adapt, rank=4).items()}
+    draws = torch.Generator().manual_seed(0)
+    learned = {name: 0.02 * torch.randn(value.shape, generator=draws) for name, value in new.items()}
+    monkeypatch.setattr(Sam, "decode", watched)
+    for adapter in (new, learned):
+        teacher(made, adapter=adapter).target(cases, images, prediction())
+    assert not torch.allclose(said[0], said[1], atol=0.1)
+    adapted = load_sam("small", device="cpu").adapted(learned, seed=made[1].seed)
+    expected, _ = decode(adapted, adapted.encode(images).half(), asked[1], size=(SIDE, SIDE))
+    assert torch.allclose(said[1], expected, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- what of it counts
+
+
+def _doubted(prompts: Prompts) -> Tensor:
+    return torch.where(prompts.class_index == 2, 0.6, 0.9)
+
+
+def _half(prompts: Prompts) -> Tensor:
+    """Of class 2 a mask whose Dice with the component is 2/3."""
+    other = prompts.components & ~square(0, 22, SIDE, SIDE)
+    return torch.where((prompts.class_index == 2)[:, None, None], other, prompts.components)
+
+
+def _shaky(prompts: Prompts) -> Tensor:
+    """Moved prompts come behind those they were moved from; of class 2 half of the mask follows."""
+    moved = torch.arange(len(prompts)) >= len(prompts) // 2
+    return torch.where(moved[:, None, None], _half(prompts), prompts.components)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "strict", "lax"),
+    [
+        ("min_iou", {"iou": _doubted}, 0.7, 0.5),
+        ("min_agreement", {"masks": _half}, 0.7, 0.6),
+        ("min_stability", {"masks": _shaky}, 0.6, 0.4),
+    ],
+)
+def test_each_of_the_gates_questions_is_asked_alone_and_what_fails_leaves_no_trace(
+    joined: Make, answers: Answers, question: str, answer: Mapping[str, Any], strict: float, lax: float
+) -> None:
+    for name, value in answer.items():
+        setattr(answers, name, value)
+    made = joined(*OPEN, labels=0)
+    for least, counted in ((0.0, {0, 1, 2, IGNORE}), (lax, {0, 1, 2, IGNORE}), (strict, {0, 1, IGNORE})):
+        target = teacher(changed(made, **{question: least})).target(*in_the_middle(made), prediction())
+        assert set(target.classes.unique().tolist()) == counted, least
+        assert (target.classes[0][FIRST] == 1).all()
+
+
+def test_what_sam_says_counts_by_the_trust_in_the_class_and_is_not_asked_without(joined: Make, answers: Answers) -> None:
+    made = joined(*OPEN, labels=0)
+    sam = teacher(made)
+    sam.trust = torch.tensor([0.0, 0.25, 0.5])
+    target = sam.target(*in_the_middle(made), prediction())
+    assert (target.weight[0][FIRST] == 0.25).all()
+    assert (target.weight[0][SECOND] == 0.5).all()
+    sam.trust = torch.tensor([0.0, 0.0, 0.5])
+    target = sam.target(*in_the_middle(made), prediction())
+    assert set(target.classes.unique().tolist()) == {0, 2, IGNORE}
+    assert answers.prompts[-1].class_index.tolist() == [2]
+
+
+@pytest.mark.parametrize(("least", "trusted"), [(0.0, True), (0.7, False)])
+def test_masks_that_do_not_pass_the_gate_earn_no_trust(
+    joined: Make, answers: Answers, monkeypatch: pytest.MonkeyPatch, least: float, trusted: bool
+) -> None:
+    """However right they are: on an unlabelled image they would not count either."""
+    site, plan, weights = joined("sam.enabled=true", f"sam.min_iou={least}", "sam.min_agreement=0.0", labels=0)
+    held_out = site.store.cases("validation")
+    truths = Slices(site, plan.preprocess).truths(held_out)
+    answers.masks = lambda prompts: truths[prompts.image_index] == prompts.class_index[:, None, None]
+    answers.iou = lambda prompts: torch.full((len(prompts),), 0.6)
+    monkeypatch.setattr("client.sam_teacher.mean_probabilities", lambda networks, images: prediction(of=len(images)))
+    sam = teacher((site, plan, weights))
+    sam.meet([], lambda rows: pytest.fail("validation patients judge"))
+    assert sam.is_trusted is trusted
+    assert bool((sam.trust[1:] > 0.3).all()) is trusted
