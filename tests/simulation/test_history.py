@@ -21,7 +21,7 @@ OF_SITES: dict[str, set[str]] = {
     "join": {"cases", "labelled", "unlabelled", *TRAFFIC},
     "grant": {"granted"},
     "annotate": {"granted", "received", "labelled", "unlabelled", "seconds", *TRAFFIC},
-    "train": {"losses", "sam_trust", "labelled", "labels_trained", "unlabelled", "seconds", *TRAFFIC},
+    "train": {"losses", "labelled", "labels_trained", "unlabelled", "seconds", *TRAFFIC},
     "assess": {"dice", "dice_by_class", "unlabelled", "seconds", *TRAFFIC},
     "refused": {"code", "reference"},
     "late": set(),

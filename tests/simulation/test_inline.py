@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto
 
-from simulation.inline import InlineGrid
+from simulation.inline import InlineGrid, swept
 
 
 def echo_app(seen: list[int]) -> ClientApp:
@@ -71,3 +74,30 @@ def test_an_exception_travels_as_flower_would_send_it() -> None:
     (reply,) = grid.send_and_receive([Message(RecordDict({"c": ConfigRecord({})}), node, "query.boom")])
     assert reply.has_error()
     assert "the text travels" in str(reply.error.reason)
+
+
+class Ring:
+    """Refers to itself, as Flower's records and MONAI's networks do."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_site_leaves_behind_is_gone_with_its_reply() -> None:
+    left: list[weakref.ref[Ring]] = []
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        left.append(weakref.ref(Ring()))
+        return Message(RecordDict(), reply_to=message)
+
+    grid = InlineGrid(app, [{"partition-id": 0}], run_config={})
+    gc.disable()  # or it might be gone by chance
+    try:
+        with swept():
+            grid.send_and_receive([message(2, np.ones(3, np.float32))])
+            assert left[0]() is None
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
