@@ -79,17 +79,17 @@ def traffic_plot(record: Record) -> Plot | None:
 def loss_plot(record: Record) -> Plot | None:
     """A small panel for each loss term by training round: mean over sites, and the band from lowest to highest site."""
     rounds = losses(record)
-    return _panels(rounds, used_terms(rounds), key="losses", what="Losses", top=None)
+    return _panels(rounds, used_terms(rounds), key="losses", what="Losses", most=None)
 
 
 def trust_plot(record: Record) -> Plot | None:
     """The same of the trust that sites have in SAM, a panel for each class."""
     rounds = trusts(record)
-    return _panels(rounds, used_terms(rounds), key="trust", what="Trust in SAM", top=1.0)
+    return _panels(rounds, used_terms(rounds), key="trust", what="Trust in SAM", most=1.0)
 
 
-def _panels(rounds: Sequence[RoundLoss], terms: Sequence[str], *, key: str, what: str, top: float | None) -> Plot | None:
-    """A small panel for each of `terms`; None without any. `top` is the upper end of their axes, by default what fits."""
+def _panels(rounds: Sequence[RoundLoss], terms: Sequence[str], *, key: str, what: str, most: float | None) -> Plot | None:
+    """A small panel for each of `terms`; None without any. `most` is the upper end of their axes, by default what fits."""
     if not terms:
         return None
 
@@ -108,7 +108,7 @@ def _panels(rounds: Sequence[RoundLoss], terms: Sequence[str], *, key: str, what
                 bottom=frame.height - top - height + 38,
                 top=top + 32,
             )
-            _loss_panel(axes, rounds, term, top=top)
+            _loss_panel(axes, rounds, term, most=most)
 
     last = {term: known(rounds[-1].terms.get(term, {}).values()) for term in terms}
     said = f"{what} over {len(rounds)} training rounds, mean over sites. Last: "
@@ -218,7 +218,7 @@ def _traffic_dots(figure: Figure, frame: Frame, sums: Mapping[str, Traffic]) -> 
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
-def _loss_panel(axes: Axes, rounds: Sequence[RoundLoss], term: str, *, top: float | None) -> None:
+def _loss_panel(axes: Axes, rounds: Sequence[RoundLoss], term: str, *, most: float | None) -> None:
     """One term: mean line, band of the sites, rules between cycles."""
     told = [(i, known(r.terms.get(term, {}).values())) for i, r in enumerate(rounds, start=1)]
     told = [(i, values) for i, values in told if values]
@@ -231,7 +231,7 @@ def _loss_panel(axes: Axes, rounds: Sequence[RoundLoss], term: str, *, top: floa
     middle = [fmean(values) for _, values in told]
     axes.plot(x, middle, color=INKS["test"], marker="o" if len(x) == 1 else None, clip_on=False)
     axes.set_xlim(0.5, len(rounds) + 0.5)
-    axes.set_ylim(min(0.0, *low), top or (max(high) * 1.08 if max(high) > 0 else 1))
+    axes.set_ylim(min(0.0, *low), most or (max(high) * 1.08 if max(high) > 0 else 1))
     axes.locator_params(axis="y", nbins=4)
     axes.grid(axis="y")
     ends = sorted({1, len(rounds)})
