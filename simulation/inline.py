@@ -25,22 +25,6 @@ FIRST_NODE = 2
 CLIENT_APP_FAILED = 2
 
 
-@contextmanager
-def swept() -> Iterator[None]:
-    """While this lasts, what a site leaves behind is freed as soon as its reply is out.
-
-    Flower's records and MONAI's networks refer to themselves, so that Python frees them only when it looks for such rings:
-    rarely, and too late where fifty sites take turns in one process. Looking takes milliseconds once the half million
-    objects of the libraries are set aside.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 class InlineGrid(Grid):
     """Runs a ClientApp once per node, in order, in this process.
 
@@ -67,10 +51,27 @@ class InlineGrid(Grid):
         }
         self._waiting: dict[str, Message] = {}
         self._sent = 0
+        self._sweeps = False
         self.bytes_down = 0
         self.bytes_up = 0
         # Flower sets these when it starts an app; Message() needs them. This is the only place that does.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
+
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """While this lasts, what a site leaves behind is freed as soon as its reply is out.
+
+        Flower's records and MONAI's networks refer to themselves, so that Python frees them only when it looks for such
+        rings: rarely, and too late where fifty sites take turns in one process. Looking takes milliseconds once the half
+        million objects of the libraries are set aside.
+        """
+        self._sweeps = True
+        gc.freeze()
+        try:
+            yield
+        finally:
+            gc.unfreeze()
+            self._sweeps = False
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -121,7 +122,7 @@ class InlineGrid(Grid):
         del arrived
         back = message_to_proto(reply).SerializeToString()
         del reply
-        if gc.get_freeze_count():
+        if self._sweeps:
             gc.collect()
         self.bytes_up += len(back)
         return message_from_proto(ProtoMessage.FromString(back))

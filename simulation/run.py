@@ -20,7 +20,7 @@ from server.progress import progress_for
 from server.report import build_report
 from server.report_data import learning_curve
 from simulation.cluster import run_on_cluster
-from simulation.inline import InlineGrid, swept
+from simulation.inline import InlineGrid
 from simulation.prepare import prepare, warnings_of
 
 ENGINES = ("inline", "cluster")
@@ -91,7 +91,7 @@ def start(folder: Path, names: Sequence[str], *, engine: str) -> None:
         return
     configs: list[dict[str, str | int]] = [{"partition-id": rank, "num-partitions": len(names)} for rank in range(len(names))]
     grid = InlineGrid(make_app(), configs, run_config={"run-dir": str(folder)})
-    with swept():
+    with grid.swept():
         coordinate(grid, folder, engine="inline")
 
 

@@ -70,16 +70,17 @@ class _Random(NamedTuple):
 def draw(generator: Generator, *, batch: int, side: int = 128, ease: float = 0.0) -> Scenes:
     """`batch` scenes of `side` × `side` pixels; `ease` from 0 to 1 makes borders plainer, textures and noise weaker."""
     rng = _Random(generator, batch, side, ease)
-    depth_px = _shapes(rng)
-    canvas, labels = _paint(rng, depth_px, _deceptions(rng, depth_px))
+    depth_px, plain = _shapes(rng)
+    canvas, labels = _paint(rng, depth_px, _deceptions(rng, depth_px), plain)
     images, labels = _image(rng, canvas, labels)
     whole = (depth_px > 0).sum((2, 3))
     shown = F.one_hot(labels, OBJECTS + 1).sum((1, 2))[:, 1:]
     return Scenes(images, labels, shown / whole.clamp(min=1))
 
 
-def _shapes(rng: _Random) -> Tensor:
-    """About the depth below each object's border in pixels, (B, OBJECTS, S, S), negative outside and where absent."""
+def _shapes(rng: _Random) -> tuple[Tensor, Tensor]:
+    """About the depth below each object's border in pixels, (B, OBJECTS, S, S), negative outside and where absent; and which
+    are about ellipses, (B, OBJECTS) of 0 and 1."""
     batch, side = rng.batch, rng.side
     centre, radius, wraps = _places(rng)
     line = torch.linspace(-1, 1, side, device=radius.device)
@@ -90,7 +91,7 @@ def _shapes(rng: _Random) -> Tensor:
     def column(values: Tensor) -> Tensor:
         return values[..., None, None]
 
-    plain = rng.chance(0.4, PAIRS)  # about an ellipse
+    plain = rng.chance(0.5, PAIRS)  # about an ellipse
     angle = rng.uniform(0, 2 * torch.pi, PAIRS)
     stretch = torch.exp(rng.uniform(-0.6, 0.6, PAIRS) * (1 - 0.5 * plain))
     cos, sin = column(torch.cos(angle)), column(torch.sin(angle))
@@ -115,7 +116,7 @@ def _shapes(rng: _Random) -> Tensor:
     flesh = torch.where(hollow > 0, torch.minimum(outer, -inner), outer)
     lumen = torch.where(column(wall) > 0, torch.minimum(outer, inner), torch.full_like(inner, -10.0))
     depth = torch.stack([flesh, lumen], 2) * column(radius)[:, :, None] * (side / 2)
-    return depth.reshape(batch, OBJECTS, side, side)
+    return depth.reshape(batch, OBJECTS, side, side), plain.repeat_interleave(2, dim=1)
 
 
 def _places(rng: _Random) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,15 +170,15 @@ def _deceptions(rng: _Random, depth_px: Tensor) -> Tensor:
     return (strength * size_px * patches).clamp(min=-4)
 
 
-def _paint(rng: _Random, depth_px: Tensor, deceived_px: Tensor) -> tuple[Tensor, Tensor]:
+def _paint(rng: _Random, depth_px: Tensor, deceived_px: Tensor, plain: Tensor) -> tuple[Tensor, Tensor]:
     """Tissue with objects on it: (B, S, S) intensities, about in [0, 1], and labels; objects cover earlier ones."""
     canvas = _tissue(rng)
     labels = torch.zeros_like(canvas, dtype=torch.int64)
     texture = rng.field(OBJECTS, rng.pick(6, 40))
     spots = torch.sigmoid(8 * (rng.field(1, rng.pick(14, 36))[:, 0] - 1.2))
     softness = torch.exp(rng.uniform(-1.2, 0.9, OBJECTS))
-    # a tumour in muscle, seen by a thin capsule or hardly at all: some in easy scenes too, or none would ever be guessed well
-    hidden = rng.chance(0.3 * (1 - 0.6 * rng.ease), OBJECTS)
+    # Round tumours in muscle, seen by a thin capsule or hardly at all: there the box says more than the picture.
+    hidden = (rng.uniform(0, 1, OBJECTS) < (0.2 + 0.25 * plain) * (1 - 0.6 * rng.ease)).float()
     contrast = torch.exp(rng.uniform(-1.7 + 0.5 * rng.ease, -0.5, OBJECTS) - 1.0 * hidden)
     contrast = contrast * torch.sign(rng.uniform(-1, 1, OBJECTS))
     # texture stays below the step at the border, or no eye could find it

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto
 
-from simulation.inline import InlineGrid, swept
+from simulation.inline import InlineGrid
 
 
 def echo_app(seen: list[int]) -> ClientApp:
@@ -95,7 +95,7 @@ def test_what_a_site_leaves_behind_is_gone_with_its_reply() -> None:
     grid = InlineGrid(app, [{"partition-id": 0}], run_config={})
     gc.disable()  # or it might be gone by chance
     try:
-        with swept():
+        with grid.swept():
             grid.send_and_receive([message(2, np.ones(3, np.float32))])
             assert left[0]() is None
         assert gc.get_freeze_count() == 0

@@ -63,6 +63,8 @@ from pathlib import Path
 import simulation.run
 from simulation.run import simulate
 
+simulation.run.build_report = lambda folder: folder / "report.html"  # a second a run, and no kill is about it
+
 def killer(target, call, when):
     module, _, name = target.partition(":")
     owner = importlib.import_module(module)

@@ -52,7 +52,6 @@ def test_equals_the_slow_version(n: int, labelled: int, width: int, count: int, 
     expected, gaps = slow_greedy(features, centres, min(count, n))
 
     selection = coreset(pool(features, centres), count, np.random.default_rng(seed))
-    assert [int(case) for case in selection.case_ids[:-1]] == expected[:-1]
     if labelled or n != 2:  # two points lie equally far from their mean: chance decides
         assert [int(case) for case in selection.case_ids] == expected
     assert [c.score for c in selection.choices] == pytest.approx(gaps)
