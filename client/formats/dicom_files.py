@@ -37,7 +37,7 @@ def open_dicom(path: Path, *, pixels: bool) -> FileDataset:
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
         _ = UID(dataset.file_meta.TransferSyntaxUID).is_compressed  # an error where it is no transfer syntax at all
-        _ = dataset.SOPClassUID
+        _ = UID(dataset.SOPClassUID)  # and where it is several
         for keyword in _USED:
             dataset.get(keyword)  # values are parsed when they are first asked for
     except InvalidDicomError:

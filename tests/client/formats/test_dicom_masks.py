@@ -239,6 +239,16 @@ def test_damaged_mask_files_give_an_answer_never_a_crash(study: Any, write: Any,
     assert refused > 60
 
 
+def test_a_kind_of_file_that_is_several_is_told(study: Any, tmp_path: Path) -> None:
+    image, mask = study
+    dicom.write_mask(tmp_path / "m.dcm", mask, image, class_names=NAMES)
+    dataset = pydicom.dcmread(tmp_path / "m.dcm")
+    dataset.SOPClassUID = [dataset.SOPClassUID, "1.2.3"]
+    dataset.save_as(tmp_path / "m.dcm")
+    with pytest.raises(FormatError, match=r"m\.dcm is corrupt or cut off"):
+        dicom.read_mask(tmp_path / "m.dcm", image, classes={"a": ["a"]})
+
+
 def test_a_seg_says_who_drew_it(study: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     image, mask = study
     dicom.write_mask(tmp_path / "hand.dcm", mask, image, class_names=NAMES)
