@@ -172,30 +172,26 @@ def traffic_by_step(record: Record) -> dict[str, Traffic]:
 
 def losses(record: Record) -> list[RoundLoss]:
     """Losses by training round, in order; where a round ran twice (a resumed run) the later one counts."""
-    by_round: dict[tuple[int, int], RoundLoss] = {}
-    for event in record.of("train"):
-        key = whole(event.get("cycle")) or 0, whole(event.get("round")) or 0
-        terms: dict[str, dict[str, float | None]] = {}
-        for name, values in per_site(event).items():
-            given = values.get("losses")
-            for term, value in given.items() if isinstance(given, dict) else [("total", None)]:
-                terms.setdefault(plain(term), {})[name] = number(value)
-        by_round[key] = RoundLoss(*key, terms)
-    return [by_round[key] for key in sorted(by_round)]
+    return _by_round(record, "losses", withheld={"total": None})
 
 
 def trusts(record: Record) -> list[RoundLoss]:
     """How much SAM counted, by class in place of a loss term, as `losses`; empty where no site told it."""
+    return _by_round(record, "sam_trust", withheld={})
+
+
+def _by_round(record: Record, key: str, *, withheld: Mapping[str, None]) -> list[RoundLoss]:
+    """What sites told of each training round under `key`; `withheld` stands for a site that told nothing."""
     by_round: dict[tuple[int, int], RoundLoss] = {}
     for event in record.of("train"):
-        key = whole(event.get("cycle")) or 0, whole(event.get("round")) or 0
-        classes: dict[str, dict[str, float | None]] = {}
+        place = whole(event.get("cycle")) or 0, whole(event.get("round")) or 0
+        terms: dict[str, dict[str, float | None]] = {}
         for name, values in per_site(event).items():
-            given = values.get("sam_trust")
-            for class_, value in given.items() if isinstance(given, dict) else ():
-                classes.setdefault(plain(class_), {})[name] = number(value)
-        by_round[key] = RoundLoss(*key, classes)
-    return [by_round[key] for key in sorted(by_round)]
+            given = values.get(key)
+            for term, value in (given if isinstance(given, dict) else withheld).items():
+                terms.setdefault(plain(term), {})[name] = number(value)
+        by_round[place] = RoundLoss(*place, terms)
+    return [by_round[place] for place in sorted(by_round)]
 
 
 def problems(record: Record) -> list[Problem]:

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
-from client.sam_checkpoint import check, path_of
+from client.sam_checkpoint import check as check_sam
+from client.sam_checkpoint import path_of
 from configs.files import read_object, write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run, Site
@@ -56,7 +57,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
         SamUnavailable: SAM's checkpoint can't be used as the run asks.
         StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
-    check(run.sam)
+    check_sam(run.sam)
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
     state = _begin(run, out)
