@@ -1,6 +1,6 @@
 """What the federation costs: an inline run against a bare PyTorch loop of the same gradient steps on the same tensors.
 
-    python benchmarks/overhead.py [--pairs 3]
+    python benchmarks/overhead.py [--pairs 5]
 
 5 sites × 3 rounds × 20 steps, batch 8, 128 px, the 1.6 M UNet, one thread count for both. The run's time is that of the
 coordinator and all sites: join (reading the images), cold start, training with messages, checkpoints and gate, and one
@@ -64,7 +64,7 @@ def bare(config: Path, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="how often each side is measured")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each side is measured")
     pairs = parser.parse_args().pairs
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
