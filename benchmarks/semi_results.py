@@ -56,12 +56,12 @@ WORTHLESS = ("random SAM", "SAM that answers the box")
 
 ONCE = ("budget.per_cycle=0", "federation.cycles=1")
 LABELS = {
-    "two slices a site": ("budget.cold_start=2", *ONCE),
+    "two slices a site": ("budget.cold_start=2", "split.start=foreground", *ONCE),
     "one patient a site": ("query.unit=patient", "budget.cold_start=1", *ONCE),
     "three patients": ("query.unit=patient", "budget.cold_start=3", "split.sites=size", "split.count=1", *ONCE),
     "all": ("budget.cold_start=100000", *ONCE),
 }
-"""What is labelled; "three patients" are those of one site that has everybody: no federation."""
+"""What is labelled. Two slices are two that show a class; three patients are those of one site that has everybody."""
 
 ROUNDS, LOCAL_STEPS = 40, 25
 STEPS = (f"train.rounds_per_cycle={ROUNDS}", f"train.local_steps={LOCAL_STEPS}", "save_pictures=false")

@@ -9,7 +9,6 @@ site.log      what happened, with names       pictures/     example predictions,
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -28,6 +27,7 @@ from torch import Tensor
 from client.faults import SiteFault
 from client.formats import FORMATS
 from client.formats.image import Image, keyed_hash
+from client.images_csv import read_images
 from client.preprocess import VERSION, Geometry, geometry, mask_to_network, to_network
 from client.store import ImageRow, Store
 from configs.files import write_bytes, write_text
@@ -35,8 +35,6 @@ from configs.load import load_site
 from configs.schema import Preprocess
 from configs.schema import Site as SiteSettings
 from strategies.records import Case
-
-ROLES = ("pool", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class Site:
         Raises:
             SiteFault: images.csv is missing or wrong, or no image is in the pool.
         """
-        rows = self._images_csv()
-        if not any(row["role"] == "pool" for row in rows) and not self.store.images("pool"):
+        rows = read_images(self.workspace / self.settings.images)
+        if not any(row.role == "pool" for row in rows) and not self.store.images("pool"):
             raise SiteFault(  # before an image is taken in, because it keeps its role from then on
                 "bad-data",
                 f"{self.workspace / self.settings.images} has no row with role pool, so there is nothing to label and nothing "
@@ -94,24 +92,45 @@ class Site:
             )
         known = {image.id: image for image in self.store.images()}
         for row in rows:
-            identity = keyed_hash(row["image"], key=self.settings.key)
+            identity = keyed_hash(row.image, key=self.settings.key)
             if identity in known:
                 before = known[identity]
-                if before.role != row["role"]:
+                if before.role != row.role:
                     raise SiteFault(
                         "bad-data",
-                        f"image {row['image']} was {before.role} and is {row['role']} in {self.settings.images} now: an image "
+                        f"image {row.image} was {before.role} and is {row.role} in {self.settings.images} now: an image "
                         "keeps its role, or a patient would be tested on what was trained on. Put the role back, or start a "
                         "new workspace",
                     )
-                if (before.path, before.truth) != (row["path"], row["truth"]):
-                    self.store.move_image(identity, path=row["path"], truth=row["truth"])
+                if (before.path, before.truth) != (row.path, row.truth):
+                    self.store.move_image(identity, path=row.path, truth=row.truth)
                 continue
-            image = self.read(Path(row["path"]), patient=row["patient"])
+            image = self.read(Path(row.path), patient=row.patient)
             patient = image.patient  # the keyed hash: from here on nothing knows the identity
             ready = self._make_ready(identity, image, prepare)
             cases = [Case(f"{patient}.{identity}.{index:04d}", patient, identity, index) for index in range(len(ready.slices))]
-            self.store.add_image(ImageRow(identity, patient, row["path"], row["role"], row["truth"], len(cases)), cases)
+            self.store.add_image(ImageRow(identity, patient, row.path, row.role, row.truth, len(cases)), cases)
+        self.start_cases()
+
+    def start_cases(self) -> set[str]:
+        """Ids of the cases that images.csv names for experts to begin with, labelled already or not.
+
+        Raises:
+            SiteFault: images.csv is wrong, or names a slice that an image does not have.
+        """
+        named = {keyed_hash(row.image, key=self.settings.key): row for row in read_images(self.workspace / self.settings.images)}
+        found = set()
+        for image in self.store.images("pool"):
+            row = named.get(image.id)
+            wrong = [] if row is None else [index for index in row.start if index >= image.slices]
+            if row is not None and wrong:
+                raise SiteFault(
+                    "bad-data",
+                    f"image {row.image} has {image.slices} slices, counted from 0, but column start of {self.settings.images} "
+                    f"names {', '.join(map(str, wrong))}: correct it, or leave it empty",
+                )
+            found |= {f"{image.patient}.{image.id}.{index:04d}" for index in (row.start if row is not None else ())}
+        return found
 
     def read(self, path: Path, *, patient: str = "unnamed", windowed: bool = True) -> Image:
         """The image at `path` in its own grid; `patient` is the identity to hash where it matters.
@@ -182,58 +201,6 @@ class Site:
         what = {"version": VERSION, "axis": self.settings.slice_axis, "window": self.settings.window}
         text = json.dumps({**prepare.model_dump(exclude={"neighbours"}), **what}, sort_keys=True)
         return self.workspace / "cache" / f"slices-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-    def _images_csv(self) -> list[dict[str, str]]:
-        path = self.workspace / self.settings.images
-        try:
-            table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-            rows, header = list(table), table.fieldnames or []
-        except OSError as error:
-            raise SiteFault(
-                "bad-data",
-                f"cannot read {path}: {error.strerror}. It lists this site's images: put it there and make it readable, or "
-                "name another table under images in site.toml",
-            ) from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise SiteFault(
-                "bad-data", f"{path} is not a table of comma-separated UTF-8 text ({error}): save it again as CSV in UTF-8"
-            ) from error
-        lacking = [column for column in ("patient", "path", "role") if column not in header]
-        if lacking:
-            raise SiteFault(
-                "bad-data",
-                f"{path} has no column {', '.join(lacking)}: its first line must be a header that names patient, path and role "
-                "(and truth, where images are held out), separated by commas",
-            )
-        if not rows:
-            raise SiteFault(
-                "bad-data",
-                f"{path} is not usable: it has no rows, so this site has nothing to label and nothing to train on. Add a row for "
-                "each image (patient, path, role, and truth where the role is validation or test)",
-            )
-        faults = []
-        for number, row in enumerate(rows, start=2):
-            missing = [column for column in ("patient", "path", "role") if not row.get(column)]
-            if missing:
-                faults.append(f"line {number}: no {', '.join(missing)}")
-            elif row["role"] not in ROLES:
-                faults.append(f"line {number}: role is {row['role']!r}, not one of {', '.join(ROLES)}")
-            elif row["role"] != "pool" and not row.get("truth"):
-                faults.append(f"line {number}: a {row['role']} image needs the path of its mask in column truth")
-        roles: dict[str, set[str]] = {}
-        lines_of: dict[str, list[int]] = {}
-        for number, row in enumerate(rows, start=2):
-            roles.setdefault(row["patient"], set()).add(row["role"])
-            lines_of.setdefault(row["patient"], []).append(number)
-        torn = [lines[0] for patient, lines in lines_of.items() if len(roles[patient]) > 1]
-        faults += [f"line {line}: its patient is on two sides of a split; give all rows of a patient one role" for line in torn]
-        names = [row.get("image") or row.get("path") for row in rows]
-        faults += [f"image {name} is listed twice" for name in sorted({n for n in names if n and names.count(n) > 1})]
-        if faults:
-            raise SiteFault("bad-data", f"{path} is not usable: " + "; ".join(faults))
-        columns = ("patient", "path", "role", "truth")
-        # Without a name the path names an image; a name lets the files move without becoming other cases.
-        return [{key: row.get(key) or "" for key in columns} | {"image": row.get("image") or row["path"]} for row in rows]
 
 
 class Slices:

@@ -65,6 +65,9 @@ class Split(Settings):
     split_seed: Count = Field(0, description="draws sites and held-out patients; does not move with seed")
     test_fraction: Fraction = Field(0.25, description="share of each site's patients held out for test")
     validation_fraction: Fraction = Field(0.15, description="share of each site's patients for validation")
+    start: Literal["any", "foreground"] = Field(
+        "any", description="what a site's first cases are drawn from: its whole pool, or the slices in it that show a class"
+    )
 
 
 class Preprocess(Settings):

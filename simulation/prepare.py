@@ -6,7 +6,7 @@ which only the oracle reads. A kill at any moment loses the work on one site or 
     data/<hospital>/<patient>/…     phantoms, as DICOM; or, under `split.sites = "scanner"`, restyled copies
     data/prepared.json              which settings all of it was made from, the sites, and warnings
     sites/<name>/site.toml          settings of the site, annotator "oracle"
-    sites/<name>/images.csv         patient, image (its name), path, role, truth; truth for held-out patients only
+    sites/<name>/images.csv         patient, image (its name), path, role, truth (of held-out patients only), start
     sites/<name>/hidden/            masks of the pool as the expert draws them, when, and the mark of a finished site
 
 Everything random follows from `split_seed` (data, sites, held-out patients) and `seed` (the experts), by name of site
@@ -167,15 +167,15 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
         validation_fraction=run.split.validation_fraction,
         split_seed=run.split.split_seed,
     )
-    _write_images_csv(folder / "images.csv", sources, roles)
-    pixels, cases = _write_hidden(run, folder, sources, roles)
+    pixels, shown = _write_hidden(run, folder, sources, roles)
+    _write_images_csv(run, folder / "images.csv", sources, roles, shown)
     if not pixels.any():
         raise DataFault(
             f"site {name}: none of its {len(sources)} masks shows a pixel of {', '.join(run.class_names)}. "
             "Check the label values or ROI names in [classes], or leave the site out of the index"
         )
     plan = schedule(
-        cases,
+        [case for cases in shown.values() for case in cases],
         delay=run.experts.delay,
         absence=run.experts.absence,
         cycles=run.federation.cycles,
@@ -206,26 +206,35 @@ def _write_site_toml(run: Run, folder: Path) -> None:
     write_text(folder / "site.toml", dump(site))
 
 
-def _write_images_csv(path: Path, sources: Iterable[Source], roles: Mapping[str, Role]) -> None:
+def _write_images_csv(
+    run: Run, path: Path, sources: Iterable[Source], roles: Mapping[str, Role], shown: Mapping[str, Mapping[str, bool]]
+) -> None:
+    """The site's table of images; with `split.start = "foreground"` it names the slices where the expert sees a class."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["patient", "image", "path", "role", "truth"])
+    table.writerow(["patient", "image", "path", "role", "truth", "start"])
     for source in sources:
         role = roles[source.patient]
-        table.writerow([source.patient, source.case, source.image, role, "" if role == "pool" else source.label])
+        slices = enumerate(shown.get(source.case, {}).values() if run.split.start == "foreground" else ())
+        start = " ".join(str(index) for index, shows in slices if shows)
+        table.writerow([source.patient, source.case, source.image, role, "" if role == "pool" else source.label, start])
     write_text(path, text.getvalue())
 
 
 def _write_hidden(
     run: Run, folder: Path, sources: Iterable[Source], roles: Mapping[str, Role]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Write what the expert draws on the pool; (C,) pixels in the truth of all images, and the ids of the pool's cases.
+) -> tuple[NDArray[np.int64], dict[str, dict[str, bool]]]:
+    """Write what the expert draws on the pool.
+
+    Returns:
+        (C,) pixels in the truth of all images; and of each source in the pool, by name, its cases' ids in the order of
+        the slices, with whether the expert draws anything there.
 
     Held-out truth is read as well: a mask that cannot be used is told before the run, not at its first evaluation.
     """
     key = site_key(folder.name, split_seed=run.split.split_seed)
     pixels = np.zeros(len(run.classes) + 1, dtype=np.int64)
-    cases: list[str] = []
+    shown: dict[str, dict[str, bool]] = {}
     for source in sources:
         true = truth(run, source)
         pixels += np.bincount(true.ravel(), minlength=len(pixels))
@@ -237,8 +246,8 @@ def _write_hidden(
         buffer = io.BytesIO()
         np.savez_compressed(buffer, mask=drawn)
         write_bytes(folder / "hidden" / f"{image}.npz", buffer.getvalue())
-        cases += [f"{patient}.{image}.{index:04d}" for index in range(len(drawn))]
-    return pixels[1:], cases
+        shown[source.case] = {f"{patient}.{image}.{index:04d}": bool(plane.any()) for index, plane in enumerate(drawn)}
+    return pixels[1:], shown
 
 
 # --------------------------------------------------------------------------------------------------------------- state

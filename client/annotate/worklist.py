@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +46,7 @@ def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick:
     """Choose the granted number of cases and request their labels, once; returns how many were requested.
 
     The choice follows the scores of this cycle; before the first training, and where the site was away when the pool
-    was scored, it is at random and the reason says so.
+    was scored, it is at random and the reason says so. The very first cases are those that the site named, if it did.
     """
     done = site.store.granted(run, cycle)
     if done is not None:
@@ -90,14 +91,16 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
 def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Selection:
     unlabelled = site.store.cases("unlabelled")
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
+    unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
     strategy = strategy_of(plan).choose
     if scores is None:
-        scores, strategy = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled]), at_random
+        first = {unit_of[case.id] for case in unlabelled if case.id in site.start_cases()} if cycle == 0 else ()
+        scores = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
+        strategy = partial(at_random, first=first)
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
         return _chosen(strategy, scores, cases, rng, plan)
-    unit_of = {case.id: case.image if plan.query.unit == "volume" else case.patient for case in unlabelled}
     selection = _chosen(strategy, grouped(scores, unit_of), cases, rng, plan)
     members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)

@@ -7,7 +7,7 @@ position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,14 @@ def stochastic_batches(scores: Scores, count: int, rng: np.random.Generator, *, 
     return _selection(scores, order, values, f"in the random group with the highest mean; {why}")
 
 
-def at_random(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
-    """Every case with the same chance; all scores are 0."""
+def at_random(scores: Scores, count: int, rng: np.random.Generator, *, first: Container[str] = ()) -> Selection:
+    """Every case with the same chance, but those of `first` before all others; all scores are 0."""
     count = size_of_choice(scores, count)
-    chosen = rng.permutation(len(scores.case_ids))[:count]
-    return _at_random(scores, [(i, "chosen at random") for i in chosen])
+    order = rng.permutation(len(scores.case_ids)).tolist()
+    named = [i for i in order if scores.case_ids[i] in first]
+    others = [i for i in order if scores.case_ids[i] not in first]
+    why = [(i, "named by the site to begin with") for i in named] + [(i, "chosen at random") for i in others]
+    return _at_random(scores, why[:count])
 
 
 def at_random_foreground(scores: Scores, count: int, rng: np.random.Generator) -> Selection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from strategies.query import Choose, parse_query, query_names
-from strategies.query.choose import at_random_foreground, power, stochastic_batches, top
+from strategies.query.choose import at_random, at_random_foreground, power, stochastic_batches, top
 from strategies.records import Scores, Selection
 
 
@@ -232,6 +233,20 @@ def test_random_gives_every_case_the_same_chance() -> None:
     counts = Counter(c for seed in range(1000) for c in pick(parse_query("random").choose, scores, 3, seed).case_ids)
     assert len(counts) == 10
     assert all(abs(count - 300) < 75 for count in counts.values())  # five standard deviations
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_named_cases_come_first_each_with_the_same_chance(count: int) -> None:
+    scores = make_scores([0.0] * 8)
+    named = set(scores.case_ids[2:5])
+    counts: Counter[str] = Counter()
+    for seed in range(600):
+        selection = pick(partial(at_random, first=named), scores, count, seed)
+        told = [choice.case_id in named for choice in selection.choices]
+        assert told == [True] * min(count, 3) + [False] * (count - min(count, 3))
+        assert ["named by the site" in choice.reason for choice in selection.choices] == told
+        counts.update(selection.case_ids)
+    assert all(abs(counts[case] - 600 * min(count, 3) / 3) < 75 for case in named)
 
 
 @pytest.mark.parametrize(("count", "first_third"), [(1, 1), (2, 1), (3, 2), (4, 3), (6, 4), (7, 5), (9, 6), (12, 8)])
