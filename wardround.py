@@ -95,7 +95,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/
 @app.command("pretrain-sam")
 def pretrain_sam(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the weights")] = Path("runs/pretrain-sam"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps")] = 10_000,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps; 0, with --start, trains the IoU head alone")] = 10_000,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",

@@ -42,6 +42,9 @@ from simulation.sam_start import initialise
 from strategies.sam_losses import answer_losses, true_iou
 from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 
+RATING_STEPS = 200
+"""On the IoU head alone, in a run of no other steps."""
+
 
 class PretrainFault(ValueError):
     """Pre-training can't start, or can't go on; the message says what to change."""
@@ -112,8 +115,11 @@ def training(
         SamUnavailable: the weights to start from can't be read.
         configs.files.StorageFault: `out` can't be written.
     """
-    if steps < 1 or batch < 1:
-        raise PretrainFault(f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch}")
+    if steps < (0 if start else 1) or batch < 1:
+        raise PretrainFault(
+            f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch} (no steps at all, with "
+            "weights to start from, train the IoU head alone)"
+        )
     recipe, size = Recipe(steps=steps, seed=seed, batch=batch, bfloat16=bfloat16), SIZES["small"]
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
@@ -218,16 +224,19 @@ def _second_pass(asked: Asked, logits: Tensor, step: int, recipe: Recipe, device
 
 
 def _calibrate(parts: Parts, recipe: Recipe, device: str) -> None:
-    """Teach the IoU head, and nothing else, how good the finished weights' masks are: before, they were still moving."""
+    """Teach the IoU head, and nothing else, how good the finished weights' masks are, as they are given in use.
+
+    Before, the weights were still moving, and answers to boxes were not tempered.
+    """
     head = parts.mask_decoder.iou_prediction_head
-    steps = max(1, recipe.steps // 16)
+    steps = max(recipe.steps // 16, 1 if recipe.steps else RATING_STEPS)
     optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / steps)
         scenes, asked, with_boxes = _lesson(recipe.steps + step, recipe, device)
         with torch.no_grad():
             embeddings = _embed(parts, to_pixels(scenes.images, SIZES["small"]), bfloat16=recipe.bfloat16)
-        logits, iou = _answer(parts, embeddings, asked, with_boxes=with_boxes)
+        logits, iou = _answer(parts, embeddings, asked, with_boxes=with_boxes, tempered=True)
         optimiser.zero_grad(set_to_none=True)
         (iou - true_iou(logits.detach(), asked.masks)).square().mean().backward()
         optimiser.step()
@@ -259,7 +268,13 @@ def _ease(step: int, recipe: Recipe, generator: Generator) -> float:
 
 
 def _answer(
-    parts: Parts, embeddings: Tensor, asked: Asked, *, with_boxes: bool, mask_logits: Tensor | None = None
+    parts: Parts,
+    embeddings: Tensor,
+    asked: Asked,
+    *,
+    with_boxes: bool,
+    mask_logits: Tensor | None = None,
+    tempered: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return predict(
         parts,
@@ -268,6 +283,7 @@ def _answer(
         points=asked.points,
         point_labels=asked.point_labels,
         mask_logits=mask_logits,
+        tempered=tempered,
     )
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from client import sam as sam_module
 from client.sam import Sam, load_sam
-from strategies.sam_parts import SIZES, FusedAttention, Parts, ellipse_logits, predict, to_pixels
+from strategies.sam_parts import SIZES, FusedAttention, Parts, ellipse_logits, outside_px, predict, to_pixels
 from strategies.semi.prompts import Prompts, prompts_from
 
 from segment_anything.modeling.transformer import Attention  # isort: skip  (after strategies, which makes torchvision importable)
@@ -93,6 +93,8 @@ def test_a_batch_equals_segment_anythings_own_decoder_one_prompt_at_a_time(small
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
             )
+        if coarse is not None and "mask" not in kinds:
+            mask = 0.4 * mask - outside_px(own.boxes, input_px=SIDE, side=side)
         mask = mask if coarse is None else mask + coarse
         mask = F.interpolate(mask, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         assert torch.allclose(logits[number], mask[0, 0], atol=1e-4)
@@ -191,10 +193,44 @@ def test_a_mask_prompt_is_heard_and_stands_in_for_the_ellipse(small: Sam) -> Non
 
     def answer(mask_logits: Tensor | None) -> Tensor:
         with torch.no_grad():
-            return predict(parts, embeddings, boxes=prompts.boxes, mask_logits=mask_logits)[0]
+            return predict(parts, embeddings, boxes=prompts.boxes, mask_logits=mask_logits, tempered=False)[0]
 
     assert torch.equal(answer(None), answer(told))
     assert not torch.allclose(answer(-told), answer(told), atol=1e-2)
+
+
+def test_an_answer_to_a_box_leans_on_it_and_one_to_a_mask_or_a_click_does_not(small: Sam) -> None:
+    """ellipse + 0.4 · decoder − pixels outside of the box; pre-training sees ellipse + decoder."""
+    images, prompts = several(SIDE)
+    parts, embeddings, side = (
+        small.parts,
+        small.encode(images)[prompts.image_index],
+        small.parts.prompt_encoder.mask_input_size[0],
+    )
+    ellipse = ellipse_logits(prompts.boxes, input_px=SIZES["small"].input_px, side=side)
+    outside = outside_px(prompts.boxes, input_px=SIZES["small"].input_px, side=side)
+    clicks = {"points": prompts.points, "point_labels": prompts.point_labels}
+    with torch.no_grad():
+        given, learned = (predict(parts, embeddings, boxes=prompts.boxes, tempered=t)[0] for t in (True, False))
+        assert torch.allclose(given, ellipse + 0.4 * (learned - ellipse) - outside, atol=1e-4)
+        for boxes, mask in ((None, None), (prompts.boxes, ellipse)):
+            same = [predict(parts, embeddings, boxes=boxes, **clicks, mask_logits=mask, tempered=t)[0] for t in (True, False)]
+            assert torch.equal(*same)
+        parts.refines = False
+        try:
+            same = [predict(parts, embeddings, boxes=prompts.boxes, tempered=t)[0] for t in (True, False)]
+        finally:
+            parts.refines = True
+        assert torch.equal(*same), "published weights answer as they were trained to"
+
+
+def test_how_far_outside_of_a_box_is_told_in_pixels_of_the_image() -> None:
+    found = outside_px(torch.tensor([[2.0, 4.0, 6.0, 5.0]]), input_px=8, side=8)[0, 0]
+    assert found[4].tolist() == [1.5, 0.5, 0, 0, 0, 0, 0.5, 1.5]
+    assert found[:, 3].tolist() == [3.5, 2.5, 1.5, 0.5, 0, 0.5, 1.5, 2.5]
+    assert found[7, 0] == 2.5, "the larger of the two ways"
+    coarse = outside_px(torch.tensor([[2.0, 4.0, 6.0, 5.0]]), input_px=8, side=4)[0, 0]
+    assert coarse[2].tolist() == [1, 0, 0, 1]
 
 
 def test_clicks_alone_and_sizes_trained_without_it_get_no_mask_prompt() -> None:

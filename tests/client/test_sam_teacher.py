@@ -186,7 +186,7 @@ def test_the_sam_that_is_asked_is_the_one_that_has_learned(joined: Make, monkeyp
     cases, images = in_the_middle(made)
     new = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt=adapt, rank=4).items()}
     draws = torch.Generator().manual_seed(0)
-    learned = {name: 0.02 * torch.randn(value.shape, generator=draws) for name, value in new.items()}
+    learned = {name: 0.1 * torch.randn(value.shape, generator=draws) for name, value in new.items()}
     monkeypatch.setattr(Sam, "decode", watched)
     for adapter in (new, learned):
         teacher(made, adapter=adapter).target(cases, images, prediction())

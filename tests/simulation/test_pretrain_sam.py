@@ -1,15 +1,17 @@
 """Pre-training: a killed run resumes to the same weights, the result loads, and every refusal says what to do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from client.sam import load_sam
+from client.sam_checkpoint import path_of
 from configs.files import FolderInUse, StorageFault, locked
 from simulation.pretrain_sam import PretrainFault, pretrain, training
-from strategies.sam_parts import SIZES, Parts
+from strategies.sam_parts import SIZES, Parts, predict
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,29 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     torch.save(Parts(SIZES["vit_b"]).state_dict(), tmp_path / "b.pth")
     with pytest.raises(PretrainFault, match=r"b\.pth is a vit_b"):
         next(training(second, steps=2, batch=1, start=str(tmp_path / "b.pth")))
+
+
+def test_without_steps_the_ratings_alone_are_trained_on_answers_as_they_are_given_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tempered = []
+
+    def watched(*given: Any, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        tempered.append(how["tempered"])
+        return predict(*given, **how)
+
+    monkeypatch.setattr("simulation.pretrain_sam.RATING_STEPS", 2)
+    monkeypatch.setattr("simulation.pretrain_sam.predict", watched)
+    out = tmp_path / "sam.safetensors"
+    assert list(training(out, steps=0, batch=1, start="small")) == []
+    assert tempered == [True, True]
+    before, after = load_file(path_of("small")), load_file(out)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("mask_decoder.iou_prediction_head.") for name in changed)
+    tempered.clear()
+    list(training(out, steps=1, batch=1))
+    assert tempered == [False, True], "all else learns from the decoder's own answers"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
