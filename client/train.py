@@ -26,7 +26,7 @@ from strategies.records import Case, Weights
 from strategies.sam_adapters import split
 from strategies.semi import FRAMEWORKS, Batch, Framework, Time
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
-from strategies.semi.mean_teacher import make_teacher, update_teacher
+from strategies.semi.mean_teacher import carry_over, make_teacher, update_teacher
 from strategies.semi.ramps import ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss
 
@@ -74,8 +74,9 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     own, sams = split(weights)
     adapter = {name: torch.from_numpy(array.copy()) for name, array in sams.items()}
     student = network_with(plan, own).to(site.device).train()
-    networks = _helpers(framework, plan, student, helpers)
-    averages = [networks[name] for name, kind in framework.helpers.items() if kind == "average"]
+    networks = _helpers(framework, plan, student, helpers, step=when.step)
+    averages = {name: networks[name] for name, kind in framework.helpers.items() if kind == "average"}
+    carried = {name: _state(average) for name, average in averages.items()}  # what the next round's average goes on from
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, labelled)
     sam = None
@@ -87,7 +88,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             adapter=adapter,
             cycle_adapter=helpers.get(SAM),
             slices=draw.slices,
-            specialists=averages or [student, *peers],
+            specialists=[*averages.values()] or [student, *peers],
         )
         sam.meet(labelled, draw.labelled)
     asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
@@ -114,13 +115,14 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
-            for average in averages:
+            for average in averages.values():
                 update_teacher(average, student, step)
             for name, term in {**terms, "total": total}.items():
                 totals.setdefault(name, []).append(term.detach())
     if sam is not None:
         adapter, learned = sam.learn(draw.labelled)
         totals |= learned
+    kept = {name: carried.get(name) or _state(network) for name, network in networks.items()}
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
         if not np.isfinite(mean):
@@ -131,7 +133,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
             )
     return Trained(
         student={**_state(student), **adapter},
-        helpers={name: _state(network) for name, network in networks.items()} | ({} if sam is None else sam.kept),
+        helpers=kept | ({} if sam is None else sam.kept),
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
@@ -152,7 +154,8 @@ def _time(plan: Plan, step: int, total_steps: int) -> Time:
 
 def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: int, total_steps: int) -> Tensor:
     """The total loss at time `step`."""
-    length, peak = _ramp_length(plan, total_steps), plan.train.consistency_weight
+    length, asked = _ramp_length(plan, total_steps), plan.train.consistency_weight
+    peak = framework.weight if asked is None else asked
     factors = {
         "supervised": 1.0,
         "consistency": ramp_up(step, length=length, peak=peak) if framework.ramped else peak,
@@ -163,14 +166,16 @@ def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: 
 
 
 def _helpers(
-    framework: Framework, plan: Plan, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
+    framework: Framework, plan: Plan, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]], *, step: int
 ) -> dict[str, nn.Module]:
-    """The framework's networks beside the student, as the round before left them, or new."""
+    """The framework's networks beside the student: peers as the round before left them, averages taken on, or new."""
     device = next(student.parameters()).device
     networks = {}
     for name, kind in framework.helpers.items():
         network = make_teacher(student) if kind == "average" else network_for(plan, purpose=name).to(device).train()
-        if name in states:
+        if name in states and kind == "average":
+            carry_over(network, states[name], step=step, steps=plan.train.local_steps)
+        elif name in states:
             network.load_state_dict(states[name])
         networks[name] = network
     return networks

@@ -110,7 +110,9 @@ class Train(Settings):
     batch_unlabelled: Positive = Field(8, description="unlabelled images in a batch, for semi-supervised frameworks")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
-    consistency_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="lambda_max: peak of the ramp, where there is one")
+    consistency_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="lambda_max, the weight of what unlabelled images teach; none: the framework's published one"
+    )
     ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of all steps in which it ramps up")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.0, description="FedProx term; 0 is FedAvg")
     augment: bool = Field(True, description="random flips, rotation, scale and intensity")

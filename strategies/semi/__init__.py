@@ -9,8 +9,8 @@ __all__ = ["FRAMEWORKS", "Batch", "Framework", "Outcome", "Time"]
 
 FRAMEWORKS: dict[str, Framework] = {
     "supervised": Framework(supervised.terms, uses_unlabelled=False),
-    "mean_teacher": Framework(mean_teacher.terms, helpers={"teacher": "average"}),
-    "uncertainty_aware": Framework(uncertainty_aware.terms, helpers={"teacher": "average"}),
+    "mean_teacher": Framework(mean_teacher.terms, helpers={"teacher": "average"}, weight=0.1),
+    "uncertainty_aware": Framework(uncertainty_aware.terms, helpers={"teacher": "average"}, weight=0.1),
     "cross_pseudo": Framework(cross_pseudo.terms, helpers={"peer": "peer"}),
     "unimatch": Framework(unimatch.terms, ramped=False, mixes_patients=True),
     "copy_paste": Framework(copy_paste.terms, helpers={"teacher": "average"}, ramped=False, mixes_patients=True),

@@ -118,7 +118,8 @@ class Terms(Protocol):
 Helper = Literal["average", "peer"]
 """How the caller keeps a network beside the student. Either stays at the site from round to round.
 
-average: the student's moving average (`mean_teacher.make_teacher`, `update_teacher` after every step); no gradients.
+average: a moving average, of the global model from round to round (`mean_teacher.make_teacher`, `carry_over`) and of the
+    student within one (`update_teacher` after every step); no gradients.
 peer: as the student, of other initial weights; trained by the gradient of the same losses.
 """
 
@@ -131,6 +132,7 @@ class Framework:
         terms: its loss terms.
         helpers: the networks that `terms` needs beside the student, and how the caller keeps each.
         uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
+        weight: λmax, the peak of the weight of "consistency", as published; a run's settings may name another.
         ramped: whether the weight of "consistency" follows the ramp λ(t); otherwise it is λmax from the first step on.
         mixes_patients: whether an image's loss depends on other images of the batch (CutMix, copy-paste), so that no
             gradient is one patient's alone; nothing for training with differential privacy.
@@ -139,5 +141,6 @@ class Framework:
     terms: Terms
     helpers: Mapping[str, Helper] = field(default_factory=dict)
     uses_unlabelled: bool = True
+    weight: float = 1.0
     ramped: bool = True
     mixes_patients: bool = False

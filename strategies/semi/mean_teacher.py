@@ -2,14 +2,19 @@
 
     consistency = MSE(softmax f(x), softmax f_EMA(x + clip(N(0, 0.1), ±0.2)))
 
-The teacher sees an unlabelled image in its original frame, with noise; the student sees it augmented. The teacher's
-probabilities are warped into the student's frame, and pixels that the warp brings in from outside the image do not
-count.
+The teacher sees an unlabelled image in its original frame, with noise in units of the image's standard deviation; the
+student sees it augmented. The teacher's probabilities are warped into the student's frame, and pixels that the warp
+brings in from outside the image do not count.
+
+In a federation the average is that of the global model, round by round, and within a round it goes on with the site's
+student. A teacher that follows its own site alone forgets the classes that the site has no label of, and teaches the
+student to.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -51,14 +56,34 @@ def terms(
 
 
 def noise_like(images: Tensor, *, generator: torch.Generator) -> Tensor:
-    """clip(N(0, 0.1), ±0.2) in the shape, dtype and device of `images`."""
+    """clip(N(0, 0.1), ±0.2) times the standard deviation of each image, in the shape, dtype and device of `images`.
+
+    The published noise is for images of mean 0 and variance 1; ours lie between 0 and 1, where as much of it would drown
+    soft tissue.
+    """
     noise = torch.randn(images.shape, generator=generator, device=generator.device)
-    return (noise * NOISE_STD).clamp_(-NOISE_CLIP, NOISE_CLIP).to(images)
+    return (noise * NOISE_STD).clamp_(-NOISE_CLIP, NOISE_CLIP).to(images) * images.std(dim=(1, 2, 3), keepdim=True)
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """A copy of the student that no gradient changes, in evaluation mode: dropout would make its answers vary."""
     return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def carry_over(teacher: nn.Module, before: Mapping[str, Tensor], *, step: int, steps: int) -> None:
+    """Take a teacher on into the next round: β·before + (1 − β)·teacher, in place, β what `steps` updates would keep.
+
+    Args:
+        teacher: the global model that this round begins with, as `make_teacher` copies it.
+        before: the state dict of the teacher that the site's last round began with.
+        step: t of the round's first step, as `update_teacher` counts.
+        steps: steps of a round.
+    """
+    kept = math.prod(ema_decay(t) for t in range(max(step - steps, 0), step))
+    for name, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(before[name].to(value), kept)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from client.faults import SiteFault
 from client.plan import Plan, network_for, network_with
@@ -20,6 +21,7 @@ from client.train import When, _Draw, _weighted, train
 from strategies.networks import mean_probabilities
 from strategies.records import Weights
 from strategies.semi import FRAMEWORKS, Batch
+from strategies.semi.mean_teacher import update_teacher
 from strategies.semi.prompts import Prompts
 from strategies.semi.sam_target import Target, sam_loss
 
@@ -91,14 +93,29 @@ def test_rounds_repeat_and_differ_from_each_other(joined: Make) -> None:
     assert not same(first.student, other.student)
 
 
-def test_the_teacher_goes_on_from_the_round_before(joined: Make) -> None:
+def test_the_teacher_is_a_moving_average_of_the_global_model(joined: Make) -> None:
+    """From round to round; what the site's own student does to it within a round is not kept."""
     site, plan, weights = joined()
-    late = When(1, 2, 50, 100)  # by then the teacher keeps 98 % of itself
-    teacher = {name: torch.full_like(torch.from_numpy(value), 3.0) for name, value in weights.items()}
-    after = train(site, plan, late, weights, helpers={"teacher": teacher})
+    before = {name: torch.full_like(torch.from_numpy(value), 3.0) for name, value in weights.items()}
+    after = train(site, plan, When(1, 2, 50, 100), weights, helpers={"teacher": before})
+    kept = (48 / 49) * (49 / 50)  # by two steps of α = t/(t + 1)
     for name, value in after.helpers["teacher"].items():
-        kept = (50 / 51) * (51 / 52)
-        assert torch.all((value - 3.0 * kept).abs() < 1.0), name
+        torch.testing.assert_close(value, 3.0 * kept + (1 - kept) * torch.from_numpy(weights[name]))
+    new = train(site, plan, When(1, 1, 0, 100), weights, helpers={})
+    assert all(torch.equal(value, torch.from_numpy(weights[name])) for name, value in new.helpers["teacher"].items())
+
+
+def test_within_a_round_the_teacher_follows_the_student(joined: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def watched(teacher: nn.Module, student: nn.Module, step: int) -> None:
+        steps.append(step)
+        update_teacher(teacher, student, step)
+
+    monkeypatch.setattr("client.train.update_teacher", watched)
+    site, plan, weights = joined()
+    train(site, plan, When(1, 2, 50, 100), weights, helpers={})
+    assert steps == [50, 51]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -227,8 +244,8 @@ def test_a_round_of_every_framework_repeats_and_goes_on_from_its_helpers(joined:
     first = train(site, plan, NOW, weights, helpers={})
     assert set(first.helpers) == set(FRAMEWORKS[framework].helpers)
     kept = {name: {key: value.clone() for key, value in state.items()} for name, state in first.helpers.items()}
-    later = When(1, 2, 2, 8)
-    second, again = (train(site, plan, later, weights, helpers=first.helpers) for _ in range(2))
+    later, then = When(1, 2, 2, 8), {name: value.numpy() for name, value in first.student.items()}
+    second, again = (train(site, plan, later, then, helpers=first.helpers) for _ in range(2))
     assert same(second.student, again.student)
     assert second.losses == again.losses
     for name, state in first.helpers.items():
@@ -236,7 +253,7 @@ def test_a_round_of_every_framework_repeats_and_goes_on_from_its_helpers(joined:
         assert same(state, kept[name]), "the helpers that were given are left alone"
         assert not same(second.helpers[name], state)
     if "peer" in first.helpers:
-        assert not same(second.helpers["peer"], train(site, plan, later, weights, helpers={}).helpers["peer"])
+        assert not same(second.helpers["peer"], train(site, plan, later, then, helpers={}).helpers["peer"])
 
 
 def test_a_peer_begins_elsewhere_than_the_student_and_alike_at_every_site(joined: Make) -> None:
@@ -331,6 +348,13 @@ def test_the_consistency_term_follows_the_ramp_where_the_framework_has_one(
     terms = {"supervised": torch.tensor(10.0), "consistency": torch.tensor(1.0)}
     found = _weighted(terms, FRAMEWORKS[framework], plan, step, 8)  # the ramp takes half of the 8 steps
     assert float(found) == pytest.approx(10 + 3 * expected)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_unless_told_otherwise_the_consistency_term_weighs_what_was_published(joined: Make, framework: str) -> None:
+    _, plan, _ = joined(f'train.framework="{framework}"', labels=0)
+    terms = {"supervised": torch.tensor(10.0), "consistency": torch.tensor(1.0)}
+    assert float(_weighted(terms, FRAMEWORKS[framework], plan, 4, 8)) == pytest.approx(10 + FRAMEWORKS[framework].weight)
 
 
 def test_copy_paste_mixes_labelled_images_alone_in_the_first_fifth_of_the_run(joined: Make) -> None:

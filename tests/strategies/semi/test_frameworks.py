@@ -107,14 +107,14 @@ def grads(loss: Tensor, network: nn.Module) -> list[Tensor]:
 
 
 def test_the_table_says_what_each_framework_needs() -> None:
-    told = {name: (dict(f.helpers), f.uses_unlabelled, f.ramped, f.mixes_patients) for name, f in FRAMEWORKS.items()}
+    told = {name: (dict(f.helpers), f.uses_unlabelled, f.weight, f.ramped, f.mixes_patients) for name, f in FRAMEWORKS.items()}
     assert told == {
-        "supervised": ({}, False, True, False),
-        "mean_teacher": ({"teacher": "average"}, True, True, False),
-        "uncertainty_aware": ({"teacher": "average"}, True, True, False),
-        "cross_pseudo": ({"peer": "peer"}, True, True, False),
-        "unimatch": ({}, True, False, True),
-        "copy_paste": ({"teacher": "average"}, True, False, True),
+        "supervised": ({}, False, 1.0, True, False),
+        "mean_teacher": ({"teacher": "average"}, True, 0.1, True, False),
+        "uncertainty_aware": ({"teacher": "average"}, True, 0.1, True, False),
+        "cross_pseudo": ({"peer": "peer"}, True, 1.0, True, False),
+        "unimatch": ({}, True, 1.0, False, True),
+        "copy_paste": ({"teacher": "average"}, True, 1.0, False, True),
     }
 
 

@@ -63,6 +63,7 @@ def test_losses_equal_the_formula_with_two_forward_passes() -> None:
 
     torch.testing.assert_close(outcome.losses["supervised"], losses.supervised(student(batch.images), batch.labels))
     noise = (0.1 * torch.randn(unlabelled.shape, generator=generator(3))).clamp(-0.2, 0.2)
+    noise *= unlabelled.std(dim=(1, 2, 3), keepdim=True)
     probs = teacher(unlabelled + noise).softmax(1)
     squares = (student(view).softmax(1) - warp.probs(probs)).square().mean(1)
     valid = warp.valid
@@ -84,8 +85,10 @@ def test_one_pass_each_and_each_sees_its_own_view() -> None:
     assert batch.unlabelled is not None
     assert torch.equal(shown, torch.cat([batch.images, view]))
     noise = taught - batch.unlabelled
-    assert noise.abs().max() <= 0.2 + 1e-6
-    assert noise.std() == pytest.approx(0.1, rel=0.1)
+    spread = batch.unlabelled.std(dim=(1, 2, 3))
+    for added, unit in zip(noise, spread, strict=True):
+        assert added.abs().max() <= 0.2 * unit + 1e-6
+        assert added.std() == pytest.approx(0.1 * float(unit), rel=0.1)
 
 
 def test_a_perfect_pupil_has_nothing_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +160,23 @@ def test_the_teacher_starts_as_a_copy_that_does_not_learn() -> None:
         assert mine.data_ptr() != other.data_ptr()
         assert not mine.requires_grad
         assert other.requires_grad
+
+
+def test_the_noise_of_an_image_grows_with_its_contrast() -> None:
+    images = torch.rand(2, 1, 64, 64, generator=generator()) * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1)
+    strong, weak = mean_teacher.noise_like(images, generator=generator(1)).std(dim=(1, 2, 3)).tolist()
+    assert weak == pytest.approx(strong / 10, rel=0.1)
+
+
+@pytest.mark.parametrize(("step", "steps"), [(2, 2), (7, 3), (500, 25)])
+def test_taking_a_teacher_into_the_next_round_is_as_many_updates_by_the_global_model(step: int, steps: int) -> None:
+    old, model = mean_teacher.make_teacher(network(0)), network(1)
+    taken = mean_teacher.make_teacher(model)
+    mean_teacher.carry_over(taken, old.state_dict(), step=step, steps=steps)
+    for t in range(step - steps, step):
+        mean_teacher.update_teacher(old, model, t)
+    for mine, other in zip(taken.parameters(), old.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 5000])

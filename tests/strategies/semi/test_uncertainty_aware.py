@@ -80,6 +80,7 @@ def test_the_loss_is_its_formula_pixel_by_pixel(ramp: float) -> None:
     assert view is not None
     drawn = generator(9)
     noise = (0.1 * torch.randn(16, 1, 16, 16, generator=drawn)).clamp(-0.2, 0.2)
+    noise *= unlabelled.std(dim=(1, 2, 3), keepdim=True).repeat(8, 1, 1, 1)
     passes = [teacher(unlabelled + noise[2 * n : 2 * n + 2]).softmax(1) for n in range(8)]
     target = warp.probs(sum(passes, torch.zeros(())) / 8).double()
     probs, valid = student(view).softmax(1).double(), warp.valid
