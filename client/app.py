@@ -69,7 +69,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         if models is not None and models.cycle != request.cycle:
             helpers.pop(SAM, None)
         when = When(request.cycle, request.round, request.step, request.total_steps)
-        done = train(site, plan, when, weights, helpers=helpers)
+        done = train(site, plan, when, weights, helpers=helpers, since=0 if models is None else models.step)
         numbers = {
             "labelled": done.labelled,
             "labels_trained": done.labelled,
@@ -79,7 +79,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "trust": done.trust,
             "judges": done.judges,
         }
-        models = LocalModels(request.run, request.cycle, request.round, done.student, done.helpers, numbers)
+        models = LocalModels(request.run, request.cycle, request.round, request.step, done.student, done.helpers, numbers)
         save_models(path, models)
     update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
     return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from client.faults import SiteFault
 
 ROLES = ("pool", "validation", "test")
+COLUMNS = ("patient", "image", "path", "role", "truth", "start")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_images(path: Path) -> list[Listed]:
     """The rows of a site's table of images, one at least.
 
     Raises:
-        SiteFault: it cannot be read, or faults are in it: all are told at once, by line, and no patient is named.
+        SiteFault: it cannot be read, or faults are in it: all are told at once, by line.
     """
     rows, header = _table(path)
     lacking = [column for column in ("patient", "path", "role") if column not in header]
@@ -47,6 +49,10 @@ def read_images(path: Path) -> list[Listed]:
             f"{path} has no column {', '.join(lacking)}: its first line must be a header that names patient, path and role "
             "(and truth, where images are held out), separated by commas",
         )
+    odd = [name for name in header if name not in COLUMNS and name.strip().lower() in COLUMNS]
+    if odd:
+        wanted = ", ".join(name.strip().lower() for name in odd)
+        raise SiteFault("bad-data", f"{path} has a column {', '.join(map(repr, odd))}, which nobody reads: write {wanted}")
     if not rows:
         raise SiteFault(
             "bad-data",
@@ -61,8 +67,8 @@ def read_images(path: Path) -> list[Listed]:
         lines_of.setdefault(row["patient"], []).append(number)
     torn = [lines[0] for patient, lines in lines_of.items() if len(roles[patient]) > 1]
     faults += [f"line {line}: its patient is on two sides of a split; give all rows of a patient one role" for line in torn]
-    names = [row.get("image") or row.get("path") for row in rows]
-    faults += [f"image {name} is listed twice" for name in sorted({n for n in names if n and names.count(n) > 1})]
+    names = Counter(row.get("image") or row.get("path") for row in rows)
+    faults += [f"image {name} is listed twice" for name, count in sorted(names.items(), key=str) if name and count > 1]
     if faults:
         raise SiteFault("bad-data", f"{path} is not usable: " + "; ".join(faults))
     return [
@@ -81,7 +87,9 @@ def read_images(path: Path) -> list[Listed]:
 def _fault_of(row: Mapping[str, str]) -> str:
     """What is wrong with a row taken alone; empty when nothing is."""
     missing = [column for column in ("patient", "path", "role") if not row.get(column)]
-    start = row.get("start") or ""
+    start = (row.get("start") or "").strip()
+    if None in row:
+        return "it has more cells than the header; numbers in start stand with blanks between them, as in 12 40"
     if missing:
         return f"no {', '.join(missing)}"
     if row["role"] not in ROLES:

@@ -24,12 +24,14 @@ class LocalModels:
     """Student and helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
 
     `student` is what crosses: the network's state dict, and what was trained of SAM. `helpers` stay: the state dicts of
-    the framework's other networks (an EMA teacher, a peer) by name, which is a plain word other than "student".
+    the framework's other networks (an EMA teacher as the round began, a peer as it ended) by name, which is a plain word
+    other than "student". `step` is the first of the round, counted over the run.
     """
 
     run: str
     cycle: int
     round: int
+    step: int
     student: dict[str, Tensor]
     helpers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     reply: Mapping[str, Any] = field(default_factory=dict)
@@ -46,7 +48,7 @@ def save_models(path: Path, models: LocalModels) -> None:
         for network, state in networks.items()
         for name, tensor in state.items()
     }
-    about = {"run": models.run, "cycle": models.cycle, "round": models.round, "reply": dict(models.reply)}
+    about = {"run": models.run, "cycle": models.cycle, "round": models.round, "step": models.step, "reply": dict(models.reply)}
     write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
 
 
@@ -57,6 +59,7 @@ def load_models(path: Path) -> LocalModels | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
+            about["step"] = int(about["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
@@ -68,6 +71,7 @@ def load_models(path: Path) -> LocalModels | None:
         run=about["run"],
         cycle=about["cycle"],
         round=about["round"],
+        step=about["step"],
         student=networks.pop("student"),
         helpers=networks,
         reply=about["reply"],

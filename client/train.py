@@ -37,6 +37,7 @@ State = dict[str, Tensor]
 class Trained:
     """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from.
 
+    Of an average it leaves the state that the round began with: what the site's own student did to it since is not kept.
     `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged.
     """
 
@@ -60,8 +61,13 @@ class When:
     total_steps: int
 
 
-def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapping[str, Mapping[str, Tensor]]) -> Trained:
-    """Train a round from the global `weights`; `helpers` are the site's own from the round before, none at the start.
+def train(
+    site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapping[str, Mapping[str, Tensor]], since: int = 0
+) -> Trained:
+    """Train a round from the global `weights`.
+
+    `helpers` are those that the site's last round left, none at the start; `since` is the step that it began with, and need
+    not be a round ago: a site may have been away.
 
     Raises:
         FloatingPointError: the loss or the weights are no longer finite.
@@ -74,7 +80,7 @@ def train(site: Site, plan: Plan, when: When, weights: Weights, *, helpers: Mapp
     own, sams = split(weights)
     adapter = {name: torch.from_numpy(array.copy()) for name, array in sams.items()}
     student = network_with(plan, own).to(site.device).train()
-    networks = _helpers(framework, plan, student, helpers, step=when.step)
+    networks = _helpers(framework, plan, student, helpers, since=since, step=when.step)
     averages = {name: networks[name] for name, kind in framework.helpers.items() if kind == "average"}
     carried = {name: _state(average) for name, average in averages.items()}  # what the next round's average goes on from
     peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
@@ -154,8 +160,7 @@ def _time(plan: Plan, step: int, total_steps: int) -> Time:
 
 def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: int, total_steps: int) -> Tensor:
     """The total loss at time `step`."""
-    length, asked = _ramp_length(plan, total_steps), plan.train.consistency_weight
-    peak = framework.weight if asked is None else asked
+    length, peak = _ramp_length(plan, total_steps), plan.train.consistency_weight * framework.weight
     factors = {
         "supervised": 1.0,
         "consistency": ramp_up(step, length=length, peak=peak) if framework.ramped else peak,
@@ -166,15 +171,21 @@ def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: 
 
 
 def _helpers(
-    framework: Framework, plan: Plan, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]], *, step: int
+    framework: Framework,
+    plan: Plan,
+    student: nn.Module,
+    states: Mapping[str, Mapping[str, Tensor]],
+    *,
+    since: int,
+    step: int,
 ) -> dict[str, nn.Module]:
-    """The framework's networks beside the student: peers as the round before left them, averages taken on, or new."""
+    """The framework's networks beside the student: peers as the last round left them, averages taken on, or new."""
     device = next(student.parameters()).device
     networks = {}
     for name, kind in framework.helpers.items():
         network = make_teacher(student) if kind == "average" else network_for(plan, purpose=name).to(device).train()
         if name in states and kind == "average":
-            carry_over(network, states[name], step=step, steps=plan.train.local_steps)
+            carry_over(network, states[name], since=since, step=step)
         elif name in states:
             network.load_state_dict(states[name])
         networks[name] = network

@@ -110,8 +110,8 @@ class Train(Settings):
     batch_unlabelled: Positive = Field(8, description="unlabelled images in a batch, for semi-supervised frameworks")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
-    consistency_weight: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="lambda_max, the weight of what unlabelled images teach; none: the framework's published one"
+    consistency_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="factor on the weight of what unlabelled images teach: 0.1 for both mean teachers, 1 for the others"
     )
     ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of all steps in which it ramps up")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.0, description="FedProx term; 0 is FedAvg")
@@ -304,7 +304,7 @@ class Site(Settings):
     name: str = Field(pattern=NAME, description="how the federation knows this site")
     key: str = Field(min_length=32, description="secret of the keyed hashes that stand for patients")
     format: Literal["dicom", "nifti", "picture"]
-    images: str = Field("images.csv", description="table of this site's images: patient, path, role, truth")
+    images: str = Field("images.csv", description="table of this site's images: patient, image, path, role, truth, start")
     slice_axis: Literal[0, 1, 2] = 2
     window: tuple[float, float] | None = None
     classes: dict[str, int | list[str]] = Field(description="class name to label value or ROI names in this site's files")

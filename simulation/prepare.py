@@ -1,7 +1,8 @@
 """Make the hospitals of a simulated run: data, sites, held-out patients, and labels for simulated experts to give.
 
 What is written for each site is what a real hospital would have (`site.toml`, `images.csv`), and beside it `hidden/`,
-which only the oracle reads. A kill at any moment loses the work on one site or hospital; the next call goes on there.
+which only the oracle reads (with `split.start = "foreground"` images.csv tells which slices of it show a class). A kill
+at any moment loses the work on one site or hospital; the next call goes on there.
 
     data/<hospital>/<patient>/…     phantoms, as DICOM; or, under `split.sites = "scanner"`, restyled copies
     data/prepared.json              which settings all of it was made from, the sites, and warnings

@@ -106,7 +106,8 @@ def training(
     Beside `out` lies `<out>.checkpoint` with all that resuming needs, until the run is over, and `<out>.png`, what the
     saved weights answer about scenes that they never learn from. All are written atomically.
 
-    `start` names a checkpoint of a small SAM to start from ("small" is the shipped one), "" random weights.
+    `start` names a checkpoint of a small SAM to start from ("small" is the shipped one), "" random weights. With `start` and
+    no steps the IoU head alone is trained, and nothing is yielded.
 
     Raises:
         PretrainFault: numbers that make no sense, a device that is not there, a checkpoint to resume from that is missing
@@ -120,6 +121,8 @@ def training(
             f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch} (no steps at all, with "
             "weights to start from, train the IoU head alone)"
         )
+    if steps == 0 and _checkpoint_of(out).exists():
+        raise PretrainFault(f"{out.parent} holds a run that is not over: finish it with --resume, or choose another --out")
     recipe, size = Recipe(steps=steps, seed=seed, batch=batch, bfloat16=bfloat16), SIZES["small"]
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
     parts = Parts(size).to(device).train()
@@ -412,6 +415,8 @@ def pretrain(
         origin = f" from {start}" if start else ""
         tell(f"{'going on' if resume else 'starting'}{origin}: {steps} steps of {batch} images, seed {seed}, {chosen}")
         run = training(weights, steps=steps, seed=seed, device=chosen, batch=batch, bfloat16=bfloat16, start=start, resume=resume)
+        if steps == 0:
+            tell(f"the IoU head alone, {RATING_STEPS} steps")
         try:
             for now in run:
                 left = now.seconds / now.step * (now.steps - now.step)
@@ -424,6 +429,7 @@ def pretrain(
                 if now.step == now.steps:
                     tell("now the IoU head alone, for about a thirtieth of that time")
         except KeyboardInterrupt:
-            tell(f"stopped; the same command with --resume goes on from {_checkpoint_of(weights)}")
+            resumable = _checkpoint_of(weights).exists()
+            tell("stopped" + (f"; the same command with --resume goes on from {_checkpoint_of(weights)}" if resumable else ""))
             raise
         tell(f"weights in {weights}")

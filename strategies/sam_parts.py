@@ -102,9 +102,10 @@ SIZES: dict[str, Size] = {
 
 PICTURE_WEIGHT = 0.4
 OUTSIDE_PER_PX = 1.0
-"""How an answer to a box is tempered where a SAM refines: the decoder's part counts by this much, and its logits fall by this
-much for each pixel of the encoder's input outside of the box. Synthetic scenes make a decoder surer of what it sees than
-pictures of patients warrant. Both numbers were chosen on every sixth case of three public sets (docs/results/semi.md)."""
+"""How an answer to a box, with clicks or without, is tempered where a SAM refines: the decoder's part counts by this much, and
+logits fall by so much for each pixel of the encoder's input outside of the box. Synthetic scenes make a decoder surer of
+what it sees than patients' images warrant. Both numbers were chosen by the Dice on every sixth case of ACDC, hippocampus
+and STS (`benchmarks/sam_quality.py --every 6`); a mask prompt is refined as far as the decoder says."""
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -221,8 +222,8 @@ def predict(
             None.
         mask_logits: (P, 1, 4·grid, 4·grid), an earlier answer's logits to be improved on, or another model's rough
             mask as logits; None when there is none.
-        tempered: whether a SAM that refines leans on the box in what it answers to one (`PICTURE_WEIGHT`), as everywhere but
-            in pre-training; a mask prompt is refined as far as the decoder says.
+        tempered: whether a SAM that refines leans on the box in what it answers to one without a mask prompt
+            (`PICTURE_WEIGHT`). Pre-training alone does without.
 
     Returns:
         Logits (P, 4, 4·grid, 4·grid) and predicted IoU (P, 4): the mask for an unambiguous prompt first, then the

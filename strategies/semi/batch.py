@@ -132,7 +132,8 @@ class Framework:
         terms: its loss terms.
         helpers: the networks that `terms` needs beside the student, and how the caller keeps each.
         uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
-        weight: λmax, the peak of the weight of "consistency", as published; a run's settings may name another.
+        weight: λmax, the peak of the weight of "consistency"; 0.1 as in UA-MT (Yu et al., 2019) where that is a mean squared
+            difference from a teacher. A run's settings may multiply it.
         ramped: whether the weight of "consistency" follows the ramp λ(t); otherwise it is λmax from the first step on.
         mixes_patients: whether an image's loss depends on other images of the batch (CutMix, copy-paste), so that no
             gradient is one patient's alone; nothing for training with differential privacy.

@@ -71,16 +71,17 @@ def make_teacher(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def carry_over(teacher: nn.Module, before: Mapping[str, Tensor], *, step: int, steps: int) -> None:
-    """Take a teacher on into the next round: β·before + (1 − β)·teacher, in place, β what `steps` updates would keep.
+def carry_over(teacher: nn.Module, before: Mapping[str, Tensor], *, since: int, step: int) -> None:
+    """Take a teacher on into a round: β·before + (1 − β)·teacher, in place, β what an update at each step would have kept.
+
+    Nothing is kept of a teacher as old as the run (`since` = 0): it is the initial model.
 
     Args:
         teacher: the global model that this round begins with, as `make_teacher` copies it.
-        before: the state dict of the teacher that the site's last round began with.
-        step: t of the round's first step, as `update_teacher` counts.
-        steps: steps of a round.
+        before: the state dict of the teacher that the site's last round began with, at step `since`.
+        step: t of this round's first step, as `update_teacher` counts.
     """
-    kept = math.prod(ema_decay(t) for t in range(max(step - steps, 0), step))
+    kept = math.prod(ema_decay(t) for t in range(since, step))
     for name, value in teacher.state_dict().items():
         if value.is_floating_point():
             value.lerp_(before[name].to(value), kept)

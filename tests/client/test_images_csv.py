@@ -19,11 +19,13 @@ from simulation.run import simulate
         (b"path,role,truth\n/x.nii,pool,\n", r"images\.csv has no column patient: its first line must be a header"),
         (b"patient;path;role\np1;/x.nii;pool\n", r"no column patient, path, role: .*separated by commas"),
         (b"p1,/x.nii,pool\n", r"no column patient, path, role: .*names patient, path and role"),
+        (b"patient,path,role,Start\np1,/x.nii,pool,1\n", r"has a column 'Start', which nobody reads: write start"),
+        (b"patient,path,role,start\np1,/x.nii,pool,1,2\n", r"line 2: it has more cells than the header; numbers in start"),
         (b"", r"images\.csv has no column patient, path, role"),
         ("patient,path,role\nMüller,/x.nii,pool\n".encode("latin-1"), r"images\.csv is not .*UTF-8 text.*save it again as CSV"),
         ("patient,path,role\np1,/x.nii,pool\n".encode("utf-16"), r"images\.csv is not .*UTF-8 text.*save it again as CSV"),
     ],
-    ids=["no patient", "semicolons", "no header", "empty", "Latin-1", "UTF-16"],
+    ids=["no patient", "semicolons", "no header", "another case", "too many cells", "empty", "Latin-1", "UTF-16"],
 )
 def test_a_list_of_images_without_header_or_in_another_encoding_is_bad_data(
     tiny_config: Callable[..., Path], tmp_path: Path, content: bytes, told: str

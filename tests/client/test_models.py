@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ import torch
 from client.faults import SiteFault
 from client.models import LocalModels, load_models, save_models
 from client.plan import Plan, network_for, network_with
+from client.site import Site
+from client.train import Trained, When, train
+from simulation.run import simulate
 
 
 def some(**changes: object) -> LocalModels:
@@ -17,6 +22,7 @@ def some(**changes: object) -> LocalModels:
         "run": "r",
         "cycle": 2,
         "round": 3,
+        "step": 40,
         "student": {"a.weight": torch.arange(6.0).reshape(2, 3)},
         "helpers": {"teacher": {"a.weight": torch.ones(2, 3)}},
         "reply": {"labelled": 4, "losses": {"total": 0.5}},
@@ -36,6 +42,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, names: tuple[str, ...]) -> Non
     torch.testing.assert_close(back.student, some().student)
     torch.testing.assert_close(back.helpers, helpers)
     assert back.reply == some().reply
+    assert back.step == 40
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
@@ -64,3 +71,23 @@ def test_a_network_is_given_copies_of_weights_that_fit_and_says_when_they_do_not
     name = next(iter(weights))
     with pytest.raises(SiteFault, match="do not fit UNet"):
         network_with(plan, {**weights, name: weights[name][:1]})
+
+
+def test_the_teacher_is_taken_on_from_the_step_that_the_last_round_here_began_with(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the site's own last round, also where it was away for one: `north` sends nothing in round 2."""
+    seen: list[tuple[str, int, int, int]] = []
+
+    def watched(site: Site, plan: Plan, when: When, *given: Any, since: int, **more: Any) -> Trained:
+        seen.append((site.name, when.round, since, when.step))
+        if (site.name, when.round) == ("north", 2):
+            raise FloatingPointError("away")
+        return train(site, plan, when, *given, since=since, **more)
+
+    monkeypatch.setattr("client.app.train", watched)
+    simulate(tiny_config(), ("federation.cycles=1", "train.rounds_per_cycle=3"), out=tmp_path / "run")
+    steps = {round_: step for _, round_, _, step in seen}
+    assert [since for name, _, since, _ in seen if name == "south"] == [0, steps[1], steps[2]]
+    assert [since for name, round_, since, _ in seen if name == "north" and round_ != 2] == [0, steps[1]]
+    assert steps[3] == 2 * steps[2] > 0

@@ -213,6 +213,8 @@ def test_an_answer_to_a_box_leans_on_it_and_one_to_a_mask_or_a_click_does_not(sm
     with torch.no_grad():
         given, learned = (predict(parts, embeddings, boxes=prompts.boxes, tempered=t)[0] for t in (True, False))
         assert torch.allclose(given, ellipse + 0.4 * (learned - ellipse) - outside, atol=1e-4)
+        both = [predict(parts, embeddings, boxes=prompts.boxes, **clicks, tempered=t)[0] for t in (True, False)]
+        assert torch.allclose(both[0], ellipse + 0.4 * (both[1] - ellipse) - outside, atol=1e-4), "with clicks beside the box too"
         for boxes, mask in ((None, None), (prompts.boxes, ellipse)):
             same = [predict(parts, embeddings, boxes=boxes, **clicks, mask_logits=mask, tempered=t)[0] for t in (True, False)]
             assert torch.equal(*same)

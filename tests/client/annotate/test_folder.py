@@ -118,7 +118,7 @@ def test_a_trained_site_offers_a_proposal(asked: tuple[Site, Plan], tiny_config:
     last = [name for name in state if name.endswith("bias")][-1]
     state[last] = state[last] + 50 * (np.arange(3) == 1).astype(np.float32)  # it sees class 1 everywhere
     state["sam.mask_decoder.iou_token.weight"] = torch.zeros(1, 4)  # what was trained of SAM lies beside it
-    save_models(site.workspace / "models" / "local.safetensors", LocalModels("r", 1, 1, state))
+    save_models(site.workspace / "models" / "local.safetensors", LocalModels("r", 1, 1, 0, state))
     carry_out(site, plan, run="r", cycle=1, cases=1, tick=4)
     collect(site, plan, run="r", cycle=1, tick=4)
     request = site.store.open_requests()[-1]

@@ -195,7 +195,7 @@ def test_a_proposal_is_a_mask_that_can_be_put_back(bench: Bench) -> None:
     state: dict[str, Any] = network_for(bench.plan).state_dict()
     last = [name for name in state if name.endswith("bias")][-1]
     state[last] = state[last] + 50 * (np.arange(3) == 1).astype(np.float32)  # it sees a disc everywhere
-    save_models(bench.site.workspace / "models" / "local.safetensors", LocalModels("r", 1, 1, state))
+    save_models(bench.site.workspace / "models" / "local.safetensors", LocalModels("r", 1, 1, 0, state))
     bench.ask(cycle=1)
     number = len(bench.site.store.open_requests()) - 1
     case, proposal = bench.site.store.open_requests()[number].case.id, bench.proposal(number)

@@ -11,6 +11,7 @@ import pytest
 
 from client.annotate.worklist import carry_out
 from client.faults import SiteFault
+from client.images_csv import Listed, read_images
 from client.plan import Plan
 from client.site import Site
 from configs.load import load
@@ -55,8 +56,9 @@ def test_the_first_request_is_for_named_slices_and_then_for_others(tiny_config: 
         assert len(set(asked)) == 4
 
 
-def test_one_named_slice_names_its_volume(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
-    workspace, plan = hospital(tiny_config, tmp_path, "query.unit=volume")
+@pytest.mark.parametrize("unit", ["volume", "patient"])
+def test_one_named_slice_names_its_volume_and_its_patient(tiny_config: Callable[..., Path], tmp_path: Path, unit: str) -> None:
+    workspace, plan = hospital(tiny_config, tmp_path, f"query.unit={unit}")
     name_slices(workspace, {2: "3"})
     with Site(workspace) as site:
         site.take_in(plan.preprocess)
@@ -69,13 +71,29 @@ def test_names_count_before_the_first_training_only(tiny_config: Callable[..., P
     """Where a site was away when its pool was scored, any case may be asked for."""
     workspace, plan = hospital(tiny_config, tmp_path)
     name_slices(workspace, {0: "0"})
-    asked = []
     with Site(workspace) as site:
         site.take_in(plan.preprocess)
-        for cycle in range(1, 9):
+        for cycle in (1, 2):
             carry_out(site, plan, run="r", cycle=cycle, cases=1, tick=cycle)
-            asked.append(asked_for(site)[-1])
-        assert asked[0] not in site.start_cases(), "the seed of this test draws another one"
+        assert not any("named" in request.reason for request in site.store.open_requests())
+
+
+def test_the_table_is_read_once_for_a_grant(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hospital may have many thousands of images, and reading its table takes a moment."""
+    workspace, plan = hospital(tiny_config, tmp_path)
+    read: list[Path] = []
+
+    def watched(path: Path) -> list[Listed]:
+        read.append(path)
+        return read_images(path)
+
+    with Site(workspace) as site:
+        site.take_in(plan.preprocess)
+        monkeypatch.setattr("client.site.read_images", watched)
+        carry_out(site, plan, run="r", cycle=0, cases=2, tick=1)
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(
