@@ -152,7 +152,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from server.report_data import NotARun
     from server.sites import FederationFault
     from simulation.cluster import ClusterFault
-    from simulation.pretrain_sam import PretrainFault
+    from simulation.pretrain_recipe import PretrainFault
     from simulation.run import RunFolderError
     from simulation.split import DataFault
 

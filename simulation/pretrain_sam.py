@@ -20,11 +20,10 @@ start from the weights of another (`--start`): then scenes are of every kind at 
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch import Generator, Tensor
 
 from client.sam_checkpoint import digest, path_of, read
 from configs.files import locked, write_bytes, write_text
+from simulation.pretrain_recipe import PretrainFault, Recipe, checkpoint_of, read_checkpoint, write_checkpoint
 from simulation.sam_exam import Marks, examine
 from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, rough_logits, sketch_loss
 from simulation.sam_picture import picture
@@ -44,33 +44,6 @@ from strategies.sam_parts import SIZES, Parts, predict, to_pixels
 
 RATING_STEPS = 200
 """On the IoU head alone, in a run of no other steps."""
-
-
-class PretrainFault(ValueError):
-    """Pre-training can't start, or can't go on; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a run depends on; a checkpoint of another recipe is not resumed.
-
-    `bfloat16` is for the image encoder's products alone: positions of prompts need more digits than it has. Scenes are
-    plain in the first `easy_share` of the steps, and second passes begin after the first `single_share` of them. `start`
-    is the SHA-256 of the weights that it starts from, none for random ones.
-    """
-
-    steps: int
-    seed: int
-    batch: int
-    bfloat16: bool = False
-    start: str = ""
-    prompts_per_image: int = 6
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warm_up: int = 200
-    average_decay: float = 0.998
-    easy_share: float = 0.15
-    single_share: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -121,7 +94,7 @@ def training(
             f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch} (no steps at all, with "
             "weights to start from, train the IoU head alone)"
         )
-    if steps == 0 and _checkpoint_of(out).exists():
+    if steps == 0 and checkpoint_of(out).exists():
         raise PretrainFault(f"{out.parent} holds a run that is not over: finish it with --resume, or choose another --out")
     recipe, size = Recipe(steps=steps, seed=seed, batch=batch, bfloat16=bfloat16), SIZES["small"]
     torch.manual_seed(seed)  # initial weights alone; all else is drawn from generators
@@ -141,9 +114,9 @@ def training(
     )
     average = {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
     first, seconds = 0, 0.0
-    checkpoint = _checkpoint_of(out)
+    checkpoint = checkpoint_of(out)
     if resume:
-        state = _read_checkpoint(checkpoint, recipe)
+        state = read_checkpoint(checkpoint, recipe)
         parts.load_state_dict(state["weights"])
         readers.load_state_dict(state["readers"])
         optimiser.load_state_dict(state["optimiser"])
@@ -167,7 +140,7 @@ def training(
         if done % save_every == 0 or done == steps:
             marks = _save(out, average, device)
             seconds = time.monotonic() - began
-            _write_checkpoint(checkpoint, recipe, parts, readers, optimiser, average, done, seconds)
+            write_checkpoint(checkpoint, recipe, parts, readers, optimiser, average, done, seconds)
         if done % every == 0 or done == steps:
             loss, dice = (sums / counted).tolist()
             yield Progress(done, steps, loss, dice, time.monotonic() - began, marks)
@@ -324,53 +297,6 @@ def _follow(average: dict[str, Tensor], parts: Parts, *, decay: float) -> None:
         average[name].lerp_(tensor, 1 - decay)
 
 
-def _checkpoint_of(out: Path) -> Path:
-    return out.with_name(out.name + ".checkpoint")
-
-
-def _write_checkpoint(
-    path: Path,
-    recipe: Recipe,
-    parts: Parts,
-    readers: torch.nn.ModuleList,
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    step: int,
-    seconds: float,
-) -> None:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "recipe": asdict(recipe),
-            "weights": parts.state_dict(),
-            "readers": readers.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average,
-            "step": step,
-            "seconds": seconds,
-        },
-        buffer,
-    )
-    write_bytes(path, buffer.getvalue())
-
-
-def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
-    if not path.is_file():
-        raise PretrainFault(f"nothing to resume: {path} does not exist; start without --resume")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["recipe"]
-    except Exception as error:  # torch raises anything when given arbitrary bytes
-        raise PretrainFault(f"{path} is damaged or is no checkpoint of pretraining; start without --resume") from error
-    if saved != asdict(recipe):
-        asked = asdict(recipe)
-        apart = [f"{name} {saved.get(name)!r}, not {value!r}" for name, value in asked.items() if saved.get(name) != value]
-        raise PretrainFault(
-            f"{path} was made with {', '.join(apart) or 'other settings'}: resume with the same, or start without --resume"
-        )
-    return state
-
-
 def _device(wanted: str) -> str:
     """ "auto" is CUDA where there is one."""
     there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -429,7 +355,7 @@ def pretrain(
                 if now.step == now.steps:
                     tell("now the IoU head alone, for about a thirtieth of that time")
         except KeyboardInterrupt:
-            resumable = _checkpoint_of(weights).exists()
-            tell("stopped" + (f"; the same command with --resume goes on from {_checkpoint_of(weights)}" if resumable else ""))
+            resumable = checkpoint_of(weights).exists()
+            tell("stopped" + (f"; the same command with --resume goes on from {checkpoint_of(weights)}" if resumable else ""))
             raise
         tell(f"weights in {weights}")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from client.sam import load_sam
 from client.sam_checkpoint import path_of
 from configs.files import FolderInUse, StorageFault, locked
-from simulation.pretrain_sam import PretrainFault, pretrain, training
+from simulation.pretrain_recipe import PretrainFault
+from simulation.pretrain_sam import pretrain, training
 from strategies.sam_parts import SIZES, Parts, predict
 
 
