@@ -187,9 +187,9 @@ def test_a_peer_starts_anew_where_the_cycles_do(
     given: list[bool] = []
     honest: Callable[..., Any] = vars(client_app)["train"]
 
-    def train(site: Site, *args: Any, helpers: Any) -> Any:
+    def train(site: Site, *args: Any, helpers: Any, since: int) -> Any:
         given.extend([bool(helpers)] if site.name == "south" else [])
-        return honest(site, *args, helpers=helpers)
+        return honest(site, *args, helpers=helpers, since=since)
 
     monkeypatch.setattr("client.app.train", train)
     config = tiny_config(framework="cross_pseudo", local_steps=1)
