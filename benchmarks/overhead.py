@@ -53,7 +53,7 @@ def bare(config: Path, folder: Path) -> float:
         for images, labels in tensors:
             network = build_network("unet", in_channels=1, classes=1, norm="instance", dropout=0.0, seed=0)
             network.load_state_dict(weights)
-            optimiser = torch.optim.AdamW(network.parameters(), run.train.learning_rate)
+            optimiser = torch.optim.AdamW(network.parameters(), run.train.learning_rate, fused=True)
             for _ in range(STEPS):
                 rows = torch.randint(len(images), (BATCH,), generator=generator)
                 optimiser.zero_grad(set_to_none=True)

@@ -46,7 +46,7 @@ def central(folder: Path, *, steps: int) -> float:
             labels.append(slices.labels(cases).long())
     pool, truth = torch.cat(images), torch.cat(labels)
     network = network_with(plan, initial_weights(run)).train()
-    optimiser = torch.optim.AdamW(network.parameters(), run.train.learning_rate, weight_decay=run.train.weight_decay)
+    optimiser = torch.optim.AdamW(network.parameters(), run.train.learning_rate, weight_decay=run.train.weight_decay, fused=True)
     generator = torch.Generator().manual_seed(run.seed)
     for _ in range(steps):
         rows = torch.randint(len(pool), (BATCH,), generator=generator)

@@ -100,7 +100,7 @@ def train(
     asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
     anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
     learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
-    optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay)
+    optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay, fused=True)
     totals: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, when.cycle, when.round, "dropout"))
