@@ -24,8 +24,9 @@ from client.site import Site, Slices
 from strategies.randomness import derive, numpy_rng, torch_generator
 from strategies.records import Case, Weights
 from strategies.sam_adapters import split
-from strategies.semi import FRAMEWORKS, Batch, Framework, Time
+from strategies.semi import FRAMEWORKS, Framework
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
+from strategies.semi.batch import Batch, Time
 from strategies.semi.mean_teacher import carry_over, make_teacher, update_teacher
 from strategies.semi.ramps import ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss

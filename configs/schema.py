@@ -7,9 +7,16 @@ Every field's description is shown by `wardround check --explain`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from strategies.semi import FRAMEWORKS
+
+if TYPE_CHECKING:
+    FrameworkName = str
+else:
+    FrameworkName = Literal[tuple(FRAMEWORKS)]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -101,9 +108,7 @@ class Network(Settings):
 class Train(Settings):
     """Local training; a round is a fixed number of local steps."""
 
-    framework: Literal["supervised", "mean_teacher", "uncertainty_aware", "cross_pseudo", "unimatch", "copy_paste"] = Field(
-        "mean_teacher", description="semi-supervised framework"
-    )
+    framework: FrameworkName = Field("mean_teacher", description="semi-supervised framework")
     rounds_per_cycle: Positive = Field(3, description="federated rounds in a cycle")
     local_steps: Positive = Field(20, description="gradient steps a site takes in a round")
     batch_labelled: Positive = Field(8, description="labelled images in a batch")

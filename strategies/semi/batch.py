@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -113,35 +113,3 @@ class Terms(Protocol):
         time: Time,
         generator: torch.Generator,
     ) -> Outcome: ...
-
-
-Helper = Literal["average", "peer"]
-"""How the caller keeps a network beside the student. Either stays at the site from round to round.
-
-average: a moving average, of the global model from round to round (`mean_teacher.make_teacher`, `carry_over`) and of the
-    student within one (`update_teacher` after every step); no gradients.
-peer: as the student, of other initial weights; trained by the gradient of the same losses.
-"""
-
-
-@dataclass(frozen=True)
-class Framework:
-    """A way to learn from labelled and unlabelled images.
-
-    Attributes:
-        terms: its loss terms.
-        helpers: the networks that `terms` needs beside the student, and how the caller keeps each.
-        uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
-        weight: λmax, the peak of the weight of "consistency"; 0.1 as in UA-MT (Yu et al., 2019) where that is a mean squared
-            difference from a teacher. A run's settings may multiply it.
-        ramped: whether the weight of "consistency" follows the ramp λ(t); otherwise it is λmax from the first step on.
-        mixes_patients: whether an image's loss depends on other images of the batch (CutMix, copy-paste), so that no
-            gradient is one patient's alone; nothing for training with differential privacy.
-    """
-
-    terms: Terms
-    helpers: Mapping[str, Helper] = field(default_factory=dict)
-    uses_unlabelled: bool = True
-    weight: float = 1.0
-    ramped: bool = True
-    mixes_patients: bool = False

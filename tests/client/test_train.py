@@ -20,7 +20,8 @@ from client.site import Site, Slices
 from client.train import When, _Draw, _weighted, train
 from strategies.networks import mean_probabilities
 from strategies.records import Weights
-from strategies.semi import FRAMEWORKS, Batch
+from strategies.semi import FRAMEWORKS
+from strategies.semi.batch import Batch
 from strategies.semi.mean_teacher import update_teacher
 from strategies.semi.prompts import Prompts
 from strategies.semi.sam_target import Target, sam_loss

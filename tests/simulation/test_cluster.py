@@ -107,7 +107,7 @@ def test_the_bundle_holds_code_and_configurations_only(tmp_path: Path) -> None:
 
 
 def test_importing_the_command_line_starts_no_engine() -> None:
-    """`wardround --help` must be quick: neither torch nor Flower nor Ray is imported for it."""
-    code = "import sys, wardround; print([m for m in ('torch', 'flwr', 'ray', 'monai') if m in sys.modules])"
+    """`wardround --help` must be quick: neither torch nor Flower nor Ray is imported for it, nor to check settings."""
+    code = "import sys, configs.load, wardround; print([m for m in ('torch', 'flwr', 'ray', 'monai') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip() == "[]"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import get_args
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 
 from configs.schema import Train
 from strategies.networks import build_network
-from strategies.semi import FRAMEWORKS, Batch, Framework, Outcome, Time, losses, mean_teacher, unimatch
+from strategies.semi import FRAMEWORKS, Framework, losses, mean_teacher, unimatch
 from strategies.semi.augment import Warp, draw_intensity, draw_warp
+from strategies.semi.batch import Batch, Outcome, Time
 from strategies.semi.mean_teacher import make_teacher
 
 from monai.networks.layers.simplelayers import SkipConnection  # isort: skip  (after ours, which prepare torchvision)
+
+ROOT = Path(__file__).parents[3]
 
 SEMI = [name for name, framework in FRAMEWORKS.items() if framework.uses_unlabelled]
 PEAK = Time(progress=0.5, ramp=1.0)
@@ -118,8 +123,24 @@ def test_the_table_says_what_each_framework_needs() -> None:
     }
 
 
-def test_a_configuration_can_name_every_framework_and_no_other() -> None:
-    assert set(get_args(Train.model_fields["framework"].annotation)) == set(FRAMEWORKS)
+def test_a_file_and_a_line_of_the_table_make_a_framework() -> None:
+    """What the table does not name is refused; a line more, and a configuration may name it."""
+    code = """
+import strategies.semi
+strategies.semi.FRAMEWORKS["mine"] = strategies.semi.Framework("supervised", uses_unlabelled=False)
+from configs.schema import Train
+print(Train(framework="mine").framework, strategies.semi.FRAMEWORKS["mine"].terms.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["mine", "strategies.semi.supervised"]
+    with pytest.raises(ValueError, match="'copy_paste'"):
+        Train(framework="mine")
+
+
+def test_every_file_with_terms_is_in_the_table() -> None:
+    files = (ROOT / "strategies" / "semi").glob("*.py")
+    with_terms = {file.stem for file in files if "\ndef terms(" in file.read_text()}
+    assert with_terms == {framework.file for framework in FRAMEWORKS.values()}
 
 
 @pytest.mark.usefixtures("sure")
