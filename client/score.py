@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.faults import SiteFault
 from client.plan import Plan
 from client.predict import batches
 from client.preprocess import inside
@@ -36,6 +37,9 @@ def score(site: Site, plan: Plan, networks: Sequence[nn.Module], *, cycle: int) 
     """Scores of all unlabelled cases by the committee `networks` (global, local or both).
 
     Dropout passes are seeded by the cycle. Pixels of the padding do not count.
+
+    Raises:
+        SiteFault: a score is not finite; a choice without it would be another strategy's.
     """
     strategy = strategy_of(plan)
     cases = site.store.cases("unlabelled")
@@ -55,14 +59,17 @@ def score(site: Site, plan: Plan, networks: Sequence[nn.Module], *, cycle: int) 
                 if maps is not None:
                     values.extend(strategy.reduce(maps[row : row + 1, rows, columns]))
         labelled = _features(networks, slices, site) if strategy.features else None
-    return Scores(
-        case_ids=[case.id for case in cases],
-        patients=[case.patient for case in cases],
-        values=np.array(values, dtype=np.float64) if strategy.pixel is not None else None,
-        features=np.array(features, dtype=np.float32) if strategy.features and features else None,
-        labelled_features=labelled,
-        foreground=_with_border(cases, foreground) if strategy.foreground else None,
-    )
+    try:
+        return Scores(
+            case_ids=[case.id for case in cases],
+            patients=[case.patient for case in cases],
+            values=np.array(values, dtype=np.float64) if strategy.pixel is not None else None,
+            features=np.array(features, dtype=np.float32) if strategy.features and features else None,
+            labelled_features=labelled,
+            foreground=_with_border(cases, foreground) if strategy.foreground else None,
+        )
+    except FloatingPointError as error:
+        raise SiteFault("invariant-broken", f"strategy {strategy.name}: {error}") from error
 
 
 def demand_of(scores: Scores, *, min_patients: int) -> Demand:

@@ -67,14 +67,16 @@ def stochastic_batches(scores: Scores, count: int, rng: np.random.Generator, *, 
     return _selection(scores, order, values, f"in the random group with the highest mean; {why}")
 
 
-def at_random(scores: Scores, count: int, rng: np.random.Generator, *, first: Container[str] = ()) -> Selection:
+def at_random(
+    scores: Scores, count: int, rng: np.random.Generator, *, first: Container[str] = (), why: str = "chosen at random"
+) -> Selection:
     """Every case with the same chance, but those of `first` before all others; all scores are 0."""
     count = size_of_choice(scores, count)
     order = rng.permutation(len(scores.case_ids)).tolist()
     named = [i for i in order if scores.case_ids[i] in first]
     others = [i for i in order if scores.case_ids[i] not in first]
-    why = [(i, "named by the site to begin with") for i in named] + [(i, "chosen at random") for i in others]
-    return _at_random(scores, why[:count])
+    chosen = [(i, "named by the site to begin with") for i in named] + [(i, why) for i in others]
+    return _at_random(scores, chosen[:count])
 
 
 def at_random_foreground(scores: Scores, count: int, rng: np.random.Generator) -> Selection:

@@ -75,7 +75,9 @@ def test_names_count_before_the_first_training_only(tiny_config: Callable[..., P
         site.take_in(plan.preprocess)
         for cycle in (1, 2):
             carry_out(site, plan, run="r", cycle=cycle, cases=1, tick=cycle)
-        assert not any("named" in request.reason for request in site.store.open_requests())
+        reasons = {request.reason for request in site.store.open_requests()}
+        assert reasons == {"chosen at random: the site was away when the pool was scored"}, "the expert is told so"
+    assert (workspace / "site.log").read_text().count("its cases are chosen at random") == 2
 
 
 def test_the_table_is_read_once_for_a_grant(
