@@ -35,11 +35,17 @@ class History:
 
     @property
     def ended(self) -> bool:
-        """Whether the last event is the end of the run."""
+        """Whether the last event is the end of the run, and was written whole: a full disk or a lost power tears a line."""
         if not self.size:
             return False
-        last = self._path.read_text(encoding="utf-8").splitlines()[-1]
-        return '"event": "end"' in last
+        *lines, torn = self._path.read_bytes().split(b"\n")
+        if torn or not lines:
+            return False
+        try:
+            last = json.loads(lines[-1])
+        except ValueError:
+            return False
+        return isinstance(last, dict) and last.get("event") == "end"
 
     def append(self, events: Sequence[Event]) -> None:
         """Write the events, each with the time, and make them durable.

@@ -1,7 +1,8 @@
 """The same apps on a Flower SuperLink with its Ray simulation runtime, started and stopped here.
 
-The SuperLink gets a folder of its own for its state (`FLWR_HOME`), a free port on loopback, and no right to install
-anything: the code runs in this very environment. What it prints goes to `cluster.log` in the run's folder.
+The SuperLink gets a folder of its own for its state (`FLWR_HOME`, in the run's folder while it runs), a free port on
+loopback, and no right to install anything: the code runs in this very environment. What it prints goes to `cluster.log` in
+the run's folder. A command that is killed can't stop it; the next one on that folder does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,15 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from server.history import History
+
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 CONNECTION = "wardround"
+HOME = "flwr_home"
+"""Folder of a run that runs on a cluster at this moment."""
+
 PROGRESS = re.compile(r"^\S+\s+\d+/\d+  ")
 
 
@@ -41,7 +47,7 @@ def run_on_cluster(folder: Path, *, sites: int) -> None:
     """
     log = folder / "cluster.log"
     console = Console(stderr=True)
-    with superlink(log) as environment:
+    with interrupted_by_sigterm(), superlink(log) as environment:
         command = [_program("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
         command += ["--run-config", f'run-dir="{folder}" engine="cluster"']
         command += ["--federation-config", f"num-supernodes={sites}"]
@@ -58,8 +64,7 @@ def run_on_cluster(folder: Path, *, sites: int) -> None:
                 process.wait()
             finally:
                 _stop(process)
-    history = folder / "history.jsonl"
-    if process.returncode or not history.exists() or '"event": "end"' not in history.read_text():
+    if process.returncode or not History(folder / "history.jsonl").ended:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise ClusterFault(f"the run did not end on the cluster; the whole log is {log}, its last lines:\n{tail}")
 
@@ -67,7 +72,8 @@ def run_on_cluster(folder: Path, *, sites: int) -> None:
 @contextlib.contextmanager
 def superlink(log: Path) -> Iterator[dict[str, str]]:
     """A SuperLink with the simulation runtime on a free loopback port; gives the environment for `flwr`."""
-    home = Path(tempfile.mkdtemp(prefix="wardround-flwr-"))
+    home = log.parent / HOME
+    home.mkdir()
     port = _free_port()
     environment = {
         **os.environ,
@@ -95,6 +101,37 @@ def superlink(log: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def end_leftovers(folder: Path) -> None:
+    """End what a killed command left running for the run in `folder`: it would go on writing there.
+
+    To be called by whoever holds the folder's lock, so that no living command owns it. All that a SuperLink starts, also
+    Ray's processes that leave its group, inherits where its state lies, and is known by that.
+    """
+    home = folder / HOME
+    if not home.exists():
+        return
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's, or gone by now
+            if process.environ().get("FLWR_HOME") == str(home):
+                left.append(process)
+    _end(left)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, as from a batch system at the end of its hours, counts as Ctrl-C: what was started here is stopped."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -118,12 +155,16 @@ def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=STOP_SECONDS)
             break
+    _end(psutil.wait_procs(family, timeout=STOP_SECONDS / 2)[1])
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, and kill those that do not."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
-        family = psutil.wait_procs(family, timeout=STOP_SECONDS / 2)[1]
-        for left in family:
+        for process in processes:
             with contextlib.suppress(psutil.Error):
-                end(left)
-    psutil.wait_procs(family, timeout=STOP_SECONDS)
+                end(process)
+        processes = psutil.wait_procs(processes, timeout=STOP_SECONDS / 2)[1]
 
 
 def _program(name: str) -> str:

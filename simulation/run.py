@@ -19,7 +19,7 @@ from server.app import coordinate
 from server.progress import progress_for
 from server.report import build_report
 from server.report_data import learning_curve
-from simulation.cluster import run_on_cluster
+from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
 from simulation.prepare import prepare, warnings_of
 
@@ -60,6 +60,7 @@ def simulate(
     folder = (out or Path("runs") / run.name).resolve()
     again = _command(config, overrides, engine=engine, out=out)
     with locked(folder):
+        end_leftovers(folder)
         open_folder(folder, run, resume=resume, fresh=fresh)
         try:
             with progress_for(run.name, console) as progress:

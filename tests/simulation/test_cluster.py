@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from flwr.cli.build import build_fab_from_disk
-from tests_support import events
+from tests_support import events, timeless
 
 from client.store import Store
 from simulation import cluster
@@ -65,6 +65,46 @@ def test_inline_and_cluster_label_the_same_cases(
     assert [e["event"] for e in events(inline)] == [e["event"] for e in events(clustered)]
     assert events(clustered)[0]["engine"] == "cluster"
     assert not left_running(str(tmp_path)), "the SuperLink and all it started have ended"
+
+
+def test_a_command_that_was_killed_leaves_a_cluster_that_the_next_one_ends(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster would go on training beside it, and hold the checkpoint."""
+    monkeypatch.setenv("WARDROUND_TEST", str(tmp_path))
+    config, folder, options = tiny_config(), tmp_path / "run", ["query.strategy=random"]
+    command = [sys.executable, "-m", "wardround", "simulate", str(config), "--set", *options, "--engine", "cluster"]
+    with subprocess.Popen([*command, "--out", str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("train 1" in line for line in process.stderr), "it came as far as the first round"
+        process.kill()
+    assert left_running(str(tmp_path))
+    assert events(folder)[-1]["event"] != "end"
+    simulate(config, options, out=folder, resume=True)  # on the engine that takes a second
+    assert not left_running(str(tmp_path))
+    assert not (folder / "flwr_home").exists()
+    whole = simulate(config, options, out=tmp_path / "whole")
+    assert labelled(folder) == labelled(whole)
+    assert [e for e in timeless(folder) if e["event"] == "assess"] == [e for e in timeless(whole) if e["event"] == "assess"]
+
+
+def test_a_command_that_is_told_to_end_takes_its_superlink_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDROUND_TEST", str(tmp_path))
+    code = f"""
+from pathlib import Path
+from simulation.cluster import interrupted_by_sigterm, superlink
+with interrupted_by_sigterm(), superlink(Path({str(tmp_path / "log.txt")!r})):
+    print("up", flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"up\n"
+        assert left_running(str(tmp_path))
+        process.terminate()
+        assert process.wait() != 0
+    assert not left_running(str(tmp_path))
+    assert not (tmp_path / "flwr_home").exists()
 
 
 def test_a_run_that_fails_on_the_cluster_names_its_log(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from tests_support import events, timeless
 
 from client.site import Site
 from client.store import Store
+from configs.files import StorageFault
+from server.history import Event, History
 from server.sites import FederationFault
 from simulation.run import simulate
 
@@ -100,3 +102,27 @@ def test_where_no_site_can_write_the_coordinator_itself_says_what_to_do(
     monkeypatch.undo()
     simulate(config, out=folder, resume=True)
     assert events(folder)[-1]["event"] == "end"
+
+
+@pytest.mark.parametrize("written", ['{"schema": 1, "event": "end", "cycle"', '{"schema": 1, "event": "end"}', ""])
+def test_a_run_whose_last_line_was_torn_has_not_ended(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """The disk fills up in the middle of the last event, so what says `end` is no event yet."""
+    config, honest = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), History.append
+
+    def torn(self: History, told: Sequence[Event]) -> None:
+        if told[0]["event"] != "end":
+            return honest(self, told)
+        with self._path.open("a") as file:
+            file.write(written)
+        raise StorageFault(errno.ENOSPC, "free some space, then go on with --resume")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "append", torn)
+        with pytest.raises(StorageFault, match="--resume"):
+            simulate(config, out=tmp_path / "run")
+    assert not History(tmp_path / "run" / "history.jsonl").ended
+    simulate(config, out=tmp_path / "run", resume=True)
+    assert [event["event"] for event in events(tmp_path / "run")].count("end") == 1
+    assert History(tmp_path / "run" / "history.jsonl").ended

@@ -100,5 +100,7 @@ def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
     assert len(done) == 3 * cycles
     assert all({"north", "west"} <= set(event["sites"]) for event in done)
     after = record[record.index(refused[0]) :]
-    assert not any("south" in event["sites"] for event in after if event in done), "it stays stopped: it chooses and labels nothing"
+    assert not any("south" in event["sites"] for event in after if event in done), (
+        "it stays stopped: it chooses and labels nothing"
+    )
     assert record[-1]["event"] == "end"
