@@ -94,11 +94,13 @@ def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State
         if poll and settings.poll_seconds:
             time.sleep(settings.poll_seconds)
         state = replace(state, tick=state.tick + 1)
-        problems = Problems()
+        problems = Problems(spent=problems.spent)
         _ask_for_labels(federation, state, {name: state.grants[name] for name in waiting}, told, problems, cycle=cycle)
         waiting = [name for name in waiting if name not in told or told[name]["outstanding"]]
         if not waiting or (_quorum(told, settings.quorum) and not problems.late):
             break
+    for name in problems.spent.keys() - {*problems.refused, *problems.late}:  # silent in an earlier poll, here in the last
+        told[name] |= {key: told[name][key] + spent for key, spent in problems.spent[name].items()}
     silent = [name for name in waiting if name not in told and state.grants[name]]
     missed = {name: {**state.owed.get(name, {}), str(cycle): state.grants[name]} for name in silent}
     state = replace(_with_counts(state, told), owed={**state.owed, **missed}, late=sorted(problems.late))
@@ -192,6 +194,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
             aggregate.add(update.update, 1.0 if alike or update.labelled is None else float(update.labelled))
         except UpdateError:  # the site's own check should have found it
             problems.refused[answer.site] = {"code": "not-finite", "reference": "coordinator"}
+            problems.spend(answer.site, down=answer.bytes_down, up=answer.bytes_up)
             continue
         labelled[answer.site] = update.labelled
         told[answer.site] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +20,10 @@ Record = TypeVar("Record")
 
 PULL_SECONDS = 0.2
 """Pause before asking the SuperLink again when nothing had arrived."""
+
+
+Traffic: TypeAlias = dict[str, int]
+"""`bytes_up` and `bytes_down`, of serialised content."""
 
 
 class FederationFault(RuntimeError):
@@ -36,27 +40,29 @@ class Answer(Generic[Record]):
     bytes_up: int
 
     @property
-    def traffic(self) -> dict[str, int]:
+    def traffic(self) -> Traffic:
         return {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down}
 
 
 @dataclass
 class Problems:
-    """Sites that refused or did not answer in a step."""
+    """Sites that refused or did not answer in a step, and the bytes of all messages to them that came to nothing."""
 
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     late: list[str] = field(default_factory=list)
+    spent: dict[str, Traffic] = field(default_factory=dict)
+
+    def spend(self, name: str, *, down: int, up: int) -> None:
+        """Count a message to a site and its useless reply, if there was one."""
+        before = self.spent.get(name, {"bytes_up": 0, "bytes_down": 0})
+        self.spent[name] = {"bytes_up": before["bytes_up"] + up, "bytes_down": before["bytes_down"] + down}
 
     def events(self, step: str, *, cycle: int, round: int) -> list[Event]:
         """A `refused` and a `late` event where there is something to tell."""
-        events: list[Event] = []
-        if self.refused:
-            sites = dict(sorted(self.refused.items()))
-            events.append(event("refused", cycle=cycle, round=round, step=step, sites=sites))
-        if self.late:
-            sites_late: dict[str, dict[str, str]] = {name: {} for name in sorted(self.late)}
-            events.append(event("late", cycle=cycle, round=round, step=step, sites=sites_late))
-        return events
+        refused = {name: {**why, **self.spent.get(name, {})} for name, why in sorted(self.refused.items())}
+        late = {name: self.spent.get(name, {}) for name in sorted(self.late)}
+        told = {"refused": refused, "late": late}
+        return [event(kind, cycle=cycle, round=round, step=step, sites=sites) for kind, sites in told.items() if sites]
 
     @property
     def remedy(self) -> str:
@@ -108,6 +114,7 @@ class Sites:
             name = names[node]
             if reply is None:
                 problems.late.append(name)
+                problems.spend(name, down=down[name], up=0)
                 continue
             refusal = _refusal(reply)
             if refusal is None:
@@ -117,6 +124,7 @@ class Sites:
                     refusal = {"code": "bad-request", "reference": "coordinator"}
             if refusal is not None:
                 problems.refused[name] = refusal
+                problems.spend(name, down=down[name], up=_size(reply))
                 continue
             yield Answer(name, record, bytes_down=down[name], bytes_up=wire.size(reply.content))
 
@@ -150,6 +158,11 @@ def exchange(
             time.sleep(PULL_SECONDS)
     for node in [*lost, *waiting.values()]:
         yield node, None
+
+
+def _size(reply: Message) -> int:
+    """Bytes of a reply's content; 0 where Flower itself failed and there is none."""
+    return wire.size(reply.content) if reply.has_content() else 0
 
 
 def _refusal(reply: Message) -> dict[str, str] | None:
@@ -194,19 +207,26 @@ def join(
     for node, reply in exchange(grid, dict.fromkeys(nodes, content), wire.JOIN, timeout_s=timeout_s):
         if reply is None:
             problems.late.append(f"node-{node}")
+            problems.spend(f"node-{node}", down=down, up=0)
             continue
-        if (refusal := _refusal(reply)) is not None:
+        name, refusal = f"node-{node}", _refusal(reply)
+        if refusal is not None:
             said = wire.unpack_refused(reply.content) if reply.has_content() else None
-            problems.refused[said.name if said and said.name else f"node-{node}"] = refusal
-            continue
-        try:
-            answer = wire.unpack_joined(reply.content)
-        except (KeyError, TypeError, ValueError):
-            problems.refused[f"node-{node}"] = {"code": "bad-request", "reference": "coordinator"}
-            continue
-        if answer.protocol != wire.PROTOCOL or list(answer.classes) != classes:
-            code = "protocol-mismatch" if answer.protocol != wire.PROTOCOL else "classes-mismatch"
-            problems.refused[answer.name] = {"code": code, "reference": ""}
+            name = said.name if said and said.name else name
+        else:
+            try:
+                answer = wire.unpack_joined(reply.content)
+            except (KeyError, TypeError, ValueError):
+                refusal = {"code": "bad-request", "reference": "coordinator"}
+            else:
+                name = answer.name
+                if answer.protocol != wire.PROTOCOL:
+                    refusal = {"code": "protocol-mismatch", "reference": ""}
+                elif list(answer.classes) != classes:
+                    refusal = {"code": "classes-mismatch", "reference": ""}
+        if refusal is not None:
+            problems.refused[name] = refusal
+            problems.spend(name, down=down, up=_size(reply))
             continue
         if answer.name in joined:
             raise FederationFault(f'two nodes say they are site "{answer.name}": give each site.toml a name of its own')

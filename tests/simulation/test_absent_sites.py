@@ -48,6 +48,8 @@ def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Pa
     folder = simulate(tiny_config(cycles=1), out=tmp_path / "run")
     late = [event for event in events(folder) if event["event"] == "late"]
     assert [(event["step"], list(event["sites"])) for event in late] == [("train", ["north"])] * 2
+    assert all(event["sites"]["north"]["bytes_down"] > 10_000 for event in late), "the weights went out"
+    assert all(event["sites"]["north"]["bytes_up"] == 0 for event in late)
     trained = [event for event in events(folder) if event["event"] == "train"]
     assert all(set(event["sites"]) == {"south", "west"} for event in trained)
     assert events(folder)[-1]["event"] == "end"
@@ -73,6 +75,25 @@ def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
     assert [(event["cycle"], sorted(event["sites"])) for event in later] == [(0, ["south"])]
     assert later[0]["sites"]["south"]["received"] == 2, "the cold start's grant, no more and no less"
     assert [event["labels_total"] for event in events(folder) if event["event"] == "assess"] == [6]
+
+
+def test_a_request_that_a_site_refused_at_first_counts_to_its_bytes(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest: Callable[..., Any] = vars(client_app)["carry_out"]
+    away = {"south": 1}
+
+    def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
+        if away.pop(site.name, 0):
+            raise RuntimeError("the database is being moved")
+        return honest(site, *args, **kwargs)
+
+    monkeypatch.setattr("client.app.carry_out", carry_out)
+    folder = simulate(tiny_config(cycles=1), ["experts.delay=1"], out=tmp_path / "run")
+    assert not [event for event in events(folder) if event["event"] == "refused"], "the second poll went well"
+    told = next(event for event in events(folder) if event["event"] == "annotate")["sites"]
+    assert told["south"]["received"] == told["north"]["received"] == 2
+    assert told["south"]["bytes_down"] > told["north"]["bytes_down"], "asked once more than the others"
 
 
 def test_a_run_that_stops_while_a_site_catches_up_goes_on_to_the_same_history(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, Context, Message, RecordDict
 from tests_support import events
 
 import client.app as client_app
@@ -73,7 +73,10 @@ def test_updates_alone_leave_when_a_site_shares_nothing_else(tiny_config: Config
     assert events(folder)[-1]["event"] == "end"
 
 
-@pytest.mark.parametrize("how", ["exception text", "extra record", "too few patients"])
+OFFENCES = ["exception text", "extra record", "too few patients", "an image", "a mask in place of an array", "an oversized array"]
+
+
+@pytest.mark.parametrize("how", OFFENCES)
 def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -101,8 +104,16 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
         def packed(record: Any) -> RecordDict:
             content: RecordDict = packer(record)
             if record.name == "south":
+                arrays: Any = content.array_records.get("update", {})
                 if how == "extra record":
                     content.config_records["site"]["note"] = secret
+                elif how == "an image":
+                    arrays["image"] = Array(np.frombuffer(secret.encode(), np.uint8))
+                elif how == "a mask in place of an array":
+                    arrays[next(iter(arrays))] = Array(np.frombuffer(secret.encode(), np.uint8))
+                elif how == "an oversized array":
+                    name, array = next(iter(arrays.items()))
+                    arrays[name] = Array(np.append(array.numpy(), np.frombuffer(4 * secret.encode(), np.float32)))
                 elif "test" in content.metric_records:
                     content.metric_records["test"]["patients"] = 0
             return content
@@ -114,11 +125,11 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
     if how == "exception text":
         monkeypatch.setattr("client.app.train", train)
         code = "internal"
-    elif how == "extra record":
-        monkeypatch.setattr(wire, "pack_update", pack("pack_update"))
-    else:
+    elif how == "too few patients":
         step = "assess"
         monkeypatch.setattr(wire, "pack_assessment", pack("pack_assessment"))
+    else:
+        monkeypatch.setattr(wire, "pack_update", pack("pack_update"))
     folder = simulate(tiny_config(cycles=1), out=tmp_path / "run")
     refused = [event for event in events(folder) if event["event"] == "refused"]
     assert {event["step"] for event in refused} == {step}
@@ -129,6 +140,9 @@ def test_a_site_that_leaks_is_refused_and_the_round_goes_on(
     others = [event for event in events(folder) if event["event"] == step]
     assert all(set(event["sites"]) == {"north", "west"} for event in others)
     assert not any(secret.encode() in reply or b"4711" in reply for reply in sent)
+    up = [site["bytes_up"] for event in events(folder) for site in event.get("sites", {}).values() if "bytes_up" in site]
+    assert len(up) == len(sent), "every reply is counted, that of a refusal too"
+    assert 0 < sum(len(reply) for reply in sent) - sum(up) < 300 * len(sent)
     assert secret not in (folder / "history.jsonl").read_text()
 
 
