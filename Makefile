@@ -11,7 +11,7 @@ HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("wardround needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.exit("wardround needs Python 3.11, 3.12 or 3.13 (a library it reads DICOM with has no package for later ones), this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.13 ...") if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None'
 	$(HAS_PIP) || $(PYTHON) -m venv --clear .venv || $(PYTHON) -m venv --clear --without-pip .venv
 	pip="$(BIN)/python -m pip"; $(HAS_PIP) || pip="$(PYTHON) -m pip --python $(BIN)/python"; \
 	$$pip install --quiet -c constraints.txt -e '.[dev]'

@@ -127,7 +127,7 @@ def compose() -> None:
         written_by("foundation.py"),
         "Dice is that of held-out test volumes on their own grid: mean over volumes, then classes, then sites. An interval is",
         "a 95 % t interval over seeds, which are 0, 1, 2 in order (`--set seed=1`). Nothing was tuned on test patients of ACDC",
-        "or STS.",
+        "or STS. Seconds are those of one thread, mostly beside another run; `make demo` uses two.",
         "",
         *run_table(),
         "",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from client.database import open_engine
 from client.faults import SiteFault
 from client.store import ImageRow, Store
 from strategies.records import Case, Choice
@@ -28,6 +29,14 @@ def filled(path: Path, *, images: int = 2, slices: int = 3) -> Store:
 
 def choices(*ids: str) -> list[Choice]:
     return [Choice(case_id, 1.0, "why") for case_id in ids]
+
+
+def test_the_database_survives_a_kill_and_readers_do_not_wait(tmp_path: Path) -> None:
+    with open_engine(f"sqlite:///{tmp_path / 'site.db'}").connect() as connection:
+        told = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert told == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
 def test_a_grant_is_carried_out_once(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_afterwards(
         honest(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(StorageFault, match=r"disk is full.*--resume"):
+    with pytest.raises(StorageFault, match=r"weights-000004.*disk is full.*--resume"):
         simulate(tiny_config(), out=tmp_path / "run")
     monkeypatch.undo()
     simulate(tiny_config(), out=tmp_path / "run", resume=True)
