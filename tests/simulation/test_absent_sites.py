@@ -22,6 +22,20 @@ Config = Callable[..., Path]
 SITES = ["north", "south", "west"]
 
 
+@pytest.fixture
+def south_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """South refuses its first request, and carries out all others."""
+    honest: Callable[..., Any] = vars(client_app)["carry_out"]
+    away = {"south": 1}
+
+    def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
+        if away.pop(site.name, 0):
+            raise RuntimeError("the database is being moved")
+        return honest(site, *args, **kwargs)
+
+    monkeypatch.setattr("client.app.carry_out", carry_out)
+
+
 def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         """Time passes only while somebody waits."""
@@ -55,19 +69,9 @@ def test_a_late_site_does_not_block_the_others(tiny_config: Config, tmp_path: Pa
     assert events(folder)[-1]["event"] == "end"
 
 
-def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("south_away_once")
+def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(tiny_config: Config, tmp_path: Path) -> None:
     """Away at the cold start, a site has nothing to train on; its grant is not lost, and it takes part a round later."""
-    honest: Callable[..., Any] = vars(client_app)["carry_out"]
-    away = {"south": 1}
-
-    def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
-        if away.pop(site.name, 0):
-            raise RuntimeError("the database is being moved")
-        return honest(site, *args, **kwargs)
-
-    monkeypatch.setattr("client.app.carry_out", carry_out)
     folder = simulate(tiny_config(cycles=1, rounds_per_cycle=3), ["federation.deadline_polls=1"], out=tmp_path / "run")
     trained = [sorted(event["sites"]) for event in events(folder) if event["event"] == "train"]
     assert trained == [list(SITES)] * 3, "it is asked again before the first round, and trains with the others"
@@ -77,18 +81,8 @@ def test_a_site_that_missed_its_request_gets_it_again_once_it_answers(
     assert [event["labels_total"] for event in events(folder) if event["event"] == "assess"] == [6]
 
 
-def test_a_request_that_a_site_refused_at_first_counts_to_its_bytes(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest: Callable[..., Any] = vars(client_app)["carry_out"]
-    away = {"south": 1}
-
-    def carry_out(site: Site, *args: Any, **kwargs: Any) -> Any:
-        if away.pop(site.name, 0):
-            raise RuntimeError("the database is being moved")
-        return honest(site, *args, **kwargs)
-
-    monkeypatch.setattr("client.app.carry_out", carry_out)
+@pytest.mark.usefixtures("south_away_once")
+def test_a_request_that_a_site_refused_at_first_counts_to_its_bytes(tiny_config: Config, tmp_path: Path) -> None:
     folder = simulate(tiny_config(cycles=1), ["experts.delay=1"], out=tmp_path / "run")
     assert not [event for event in events(folder) if event["event"] == "refused"], "the second poll went well"
     told = next(event for event in events(folder) if event["event"] == "annotate")["sites"]
