@@ -242,11 +242,10 @@ def final_table(jobs: list[Job], seeds: int) -> list[str]:
 def best_of(data: str, among: Iterable[str], seeds: int) -> Job | None:
     """Framework and help of the highest mean *validation* Dice with few labels: what is then read on test patients."""
     found: dict[Job, float] = {}
-    for framework in ("supervised", *best_two()):
-        for help_ in among:
-            runs = runs_of(of := job(data, framework, help_, FEW), seeds)
-            if runs:
-                found[of] = statistics.mean(run.dice for run in runs.values() if run.dice is not None)
+    for of in compared(data, FEW):  # not all of the screening: there the other kind of help has one seed
+        runs = runs_of(of, seeds) if any(of.name.split("-")[2] == help_.replace(" ", "_") for help_ in among) else {}
+        if runs:
+            found[of] = statistics.mean(run.dice for run in runs.values() if run.dice is not None)
     return max(found, key=lambda of: found[of]) if found else None
 
 

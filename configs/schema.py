@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     FrameworkName = str
 else:
     FrameworkName = Literal[tuple(FRAMEWORKS)]
+"""As the table has them: a type checker can't read it, whoever loads a configuration can."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]

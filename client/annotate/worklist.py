@@ -95,11 +95,11 @@ def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Sele
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
     strategy = strategy_of(plan).choose
     if scores is None:
-        named = site.start_cases() if cycle == 0 else set()
-        first = {unit_of[case.id] for case in unlabelled if case.id in named}
         scores = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
-        strategy = partial(at_random, first=first)
-        if cycle > 0:
+        if cycle == 0:
+            named = site.start_cases()
+            strategy = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
+        else:
             site.log.warning("cycle %d: away when the pool was scored, so its cases are chosen at random", cycle)
             strategy = partial(at_random, why="chosen at random: the site was away when the pool was scored")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
