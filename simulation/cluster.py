@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def run_on_cluster(folder: Path, *, sites: int) -> None:
     log = folder / "cluster.log"
     console = Console(stderr=True)
     with interrupted_by_sigterm(), superlink(log) as environment:
-        command = [_program("flwr"), "run", str(PROJECT), CONNECTION, "--stream"]
+        command = [_program("flwr"), "run", str(_bundled(folder / HOME / "bundled")), CONNECTION, "--stream"]
         command += ["--run-config", f'run-dir="{folder}" engine="cluster"']
         command += ["--federation-config", f"num-supernodes={sites}"]
         with log.open("a", encoding="utf-8") as sink:
@@ -67,6 +68,23 @@ def run_on_cluster(folder: Path, *, sites: int) -> None:
     if process.returncode or not History(folder / "history.jsonl").ended:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise ClusterFault(f"the run did not end on the cluster; the whole log is {log}, its last lines:\n{tail}")
+
+
+def _bundled(folder: Path) -> Path:
+    """A copy of what the bundle is made of: Flower would walk the whole checkout, with .venv and every image of every run."""
+    settings = PROJECT / "pyproject.toml"
+    if not settings.exists():
+        raise ClusterFault(
+            f"{PROJECT} has no pyproject.toml, which tells Flower what to run: the cluster needs wardround installed from its "
+            "checkout (make install). The inline engine, without --engine, does not"
+        )
+    app = tomllib.loads(settings.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+    for pattern in ("pyproject.toml", "LICENSE", *app["fab-include"]):
+        for path in PROJECT.glob(pattern):
+            copy = folder / path.relative_to(PROJECT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    return folder
 
 
 @contextlib.contextmanager

@@ -123,8 +123,10 @@ def test_a_superlink_that_does_not_start_names_its_log(tmp_path: Path, monkeypat
         pass
 
 
-def test_the_bundle_holds_code_and_configurations_only(tmp_path: Path) -> None:
+def test_the_bundle_holds_code_and_configurations_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `flwr run .` would send to every site, from a checkout in which a run and its images lie about."""
+    copied = tmp_path / "copied"
+    tmp_path /= "checkout"
     command = ["git", "ls-files", "-co", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
@@ -144,6 +146,12 @@ def test_the_bundle_holds_code_and_configurations_only(tmp_path: Path) -> None:
     for needed in ("client/app.py", "server/app.py", "strategies/wire.py", "configs/schema.py", "configs/demo.toml"):
         assert needed in names
     assert not [name for name in names if "test" in name or "runs" in name]
+    monkeypatch.setattr(cluster, "PROJECT", tmp_path)
+    with zipfile.ZipFile(BytesIO(build_fab_from_disk(cluster._bundled(copied)))) as bundle:
+        assert sorted(bundle.namelist()) == sorted(names), "and so does what a simulated cluster is given"
+    (tmp_path / "pyproject.toml").unlink()
+    with pytest.raises(ClusterFault, match="make install"):
+        cluster._bundled(copied)
 
 
 def test_importing_the_command_line_starts_no_engine() -> None:

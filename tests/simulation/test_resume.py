@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,47 +12,67 @@ from tests_support import TINY, events, of_one_site, timeless
 
 from client.models import load_models
 
-KILLS = [
-    # function, at which call, before or after it
-    ("simulation.prepare:write_text", 2, "before"),
-    ("client.store:Store.add_image", 7, "before"),  # one site has its images, the next made one ready and did not take it in
-    ("client.store:Store.add_image", 7, "after"),  # it took it in, and some are still to come
-    ("server.history:History.append", 1, "before"),  # the start
-    ("server.history:History.append", 1, "after"),  # recorded, not checkpointed
-    ("client.store:Store.request", 2, "after"),  # one site asked its experts, the next did not
-    ("client.store:Store.add_label", 3, "after"),  # half of a site's labels are in
-    ("server.history:History.append", 3, "after"),  # annotate
-    ("client.app:train", 2, "before"),  # one site trained, the next did not
-    ("client.app:save_models", 2, "before"),  # trained, nothing saved
-    ("client.app:save_models", 2, "after"),  # saved, not answered
-    ("server.checkpoint:write_bytes", 2, "before"),  # aggregated, not checkpointed
-    ("server.checkpoint:write_text", 5, "before"),  # weights written, state not
-    ("server.checkpoint:write_text", 5, "after"),  # checkpointed, old weights still there
-    ("client.app:save_scores", 2, "after"),  # one site assessed
-    ("server.history:History.append", 6, "after"),  # assess
-    ("server.history:History.append", 7, "before"),  # grant
-    ("client.store:Store.request", 5, "before"),  # second annotate
-    ("client.app:save_models", 8, "after"),  # second cycle
-    ("server.rounds:save_weights", 1, "after"),  # best weights written
-    ("client.app:collect", 5, "after"),  # one site was polled again, the next was not
-    ("server.history:History.append", 12, "after"),  # end
-]
+Kill = tuple[str, int, str]
+"""Of which function, at which call since the process began, before or after it."""
 
-PEER_KILLS = [
-    ("client.app:train", 5, "before"),  # one site's peer has gone on, the next one's has not
-    ("client.app:save_models", 5, "before"),
-    ("client.app:save_models", 8, "after"),  # second cycle
+KILLS: list[list[Kill]] = [
+    [
+        ("simulation.prepare:write_text", 2, "before"),
+        ("client.app:train", 2, "before"),  # one site trained, the next did not
+    ],
+    [
+        # one site has its images, the next made one ready and did not take it in
+        ("client.store:Store.add_image", 7, "before"),
+        ("client.app:save_models", 2, "before"),  # trained, nothing saved
+    ],
+    [
+        ("client.store:Store.add_image", 7, "after"),  # it took it in, and some are still to come
+        ("client.app:save_models", 2, "after"),  # saved, not answered
+    ],
+    [
+        ("server.history:History.append", 1, "before"),  # the start
+        ("server.checkpoint:write_bytes", 2, "before"),  # aggregated, not checkpointed
+    ],
+    [
+        ("server.history:History.append", 1, "after"),  # recorded, not checkpointed
+        ("server.checkpoint:write_text", 5, "before"),  # weights written, state not
+    ],
+    [
+        ("client.store:Store.request", 2, "after"),  # one site asked its experts, the next did not
+        ("client.app:save_scores", 2, "after"),  # one site assessed
+    ],
+    [
+        ("client.store:Store.add_label", 3, "after"),  # half of a site's labels are in
+        ("client.app:save_models", 8, "after"),  # second cycle
+    ],
+    [
+        ("server.history:History.append", 3, "after"),  # annotate
+        ("server.rounds:save_weights", 1, "after"),  # best weights written
+    ],
+    [("server.checkpoint:write_text", 5, "after")],  # checkpointed, old weights still there
+    [("server.history:History.append", 6, "after")],  # assess
+    [("server.history:History.append", 7, "before")],  # grant
+    [("client.store:Store.request", 5, "before")],  # second annotate
+    [("client.app:collect", 5, "after")],  # one site was polled again, the next was not
+    [("server.history:History.append", 12, "after")],  # end
+]
+"""Each a run that is killed, and where there are two, killed again after it was resumed: a second for less than a run."""
+
+PEER_KILLS: list[list[Kill]] = [
+    [("client.app:train", 5, "before")],  # one site's peer has gone on, the next one's has not
+    [("client.app:save_models", 5, "before")],
+    [("client.app:save_models", 8, "after")],  # second cycle
 ]
 """With a framework whose sites keep a second network that learns."""
 
-SAM_KILLS = [
-    ("client.sam_cache:EmbeddingCache._append", 2, "after"),  # some embeddings of a site are kept
-    ("client.app:save_models", 5, "before"),  # second cycle: a site trained its network and its SAM, nothing is saved
+SAM_KILLS: list[list[Kill]] = [
+    [("client.sam_cache:EmbeddingCache._append", 2, "after")],  # some embeddings of a site are kept
+    [("client.app:save_models", 5, "before")],  # second cycle: a site trained its network and its SAM, nothing is saved
 ]
 """With a SAM that learns with the federation."""
 
-LORA_KILLS = [
-    ("client.app:save_models", 2, "before"),  # trained with the encoder that the cycle began with, which has learned since
+LORA_KILLS: list[list[Kill]] = [
+    [("client.app:save_models", 2, "before")],  # trained with the encoder that the cycle began with, which has learned since
 ]
 """With a SAM whose encoder learns; a site keeps the one of the cycle from round to round."""
 
@@ -101,69 +120,68 @@ for root, kills in eval(sys.argv[1]):
     root = Path(root)
     config = root / "tiny.toml"
     assert forked(lambda: simulate(config, late, out=root / "whole")) == 0
-    for number, (target, call, when) in enumerate(kills):
+    for number, times in enumerate(kills):
         out = root / f"killed{number}"
-        def killed():
-            killer(target, call, when)
-            simulate(config, late, out=out)
-        status = forked(killed)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
-        assert forked(lambda: simulate(config, late, out=out, resume=True)) == 0, f"resuming after {target}"
+        for before, (target, call, when) in enumerate(times):
+            def killed():
+                killer(target, call, when)
+                simulate(config, late, out=out, resume=before > 0)
+            status = forked(killed)
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{target} was never reached: {status}"
+        assert forked(lambda: simulate(config, late, out=out, resume=True)) == 0, f"resuming after {times}"
 print("done")
 """
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """All killed and resumed runs, by one process that imports once and forks for each."""
+    """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `peers`, `decoder` and `lora`.
+
+    By one process that imports once and forks for each. With lora a single site, and a single cycle of two rounds.
+    """
     root = tmp_path_factory.mktemp("killed")
-    killed_runs({root: (TINY.format(root=tiny_data), KILLS)})
-    return root
-
-
-@pytest.fixture(scope="module")
-def peer_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    root = tmp_path_factory.mktemp("peers")
-    killed_runs({root: (TINY.format(root=tiny_data).replace("mean_teacher", "cross_pseudo"), PEER_KILLS)})
-    return root
-
-
-@pytest.fixture(scope="module")
-def sam_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """In `decoder` and `lora`, by what of SAM learns. With lora a single site, and a single cycle of two rounds."""
-    root = tmp_path_factory.mktemp("sam")
-    alone = of_one_site(tiny_data, root / "data")
+    plain = TINY.format(root=tiny_data)
     sam = '[sam]\nenabled = true\nadapt = "{adapt}"\nadapt_steps = 1\nmin_iou = 0.0\nmin_agreement = 0.0\n'
-    decoder = TINY.format(root=tiny_data).replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
+    decoder = plain.replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
     decoder = decoder.replace("[sam]\nenabled = false\n", sam.format(adapt="decoder"))
-    lora = TINY.format(root=alone).replace("cycles = 2", "cycles = 1")
+    lora = TINY.format(root=of_one_site(tiny_data, root / "data")).replace("cycles = 2", "cycles = 1")
     lora = lora.replace("[sam]\nenabled = false\n", sam.format(adapt="lora") + "trust = false\n")
-    killed_runs({root / "decoder": (decoder, SAM_KILLS), root / "lora": (lora, LORA_KILLS)})
-    return root
-
-
-def killed_runs(runs: Mapping[Path, tuple[str, list[tuple[str, int, str]]]]) -> None:
-    """In each folder the whole run of a configuration, and one for each kill."""
-    for root, (config, _) in runs.items():
-        root.mkdir(exist_ok=True)
-        (root / "tiny.toml").write_text(config)
-    told = [(str(root), kills) for root, (_, kills) in runs.items()]
+    configurations = {
+        "plain": (plain, KILLS),
+        "peers": (plain.replace("mean_teacher", "cross_pseudo"), PEER_KILLS),
+        "decoder": (decoder, SAM_KILLS),
+        "lora": (lora, LORA_KILLS),
+    }
+    told = []
+    for name, (config, kills) in configurations.items():
+        (root / name).mkdir()
+        (root / name / "tiny.toml").write_text(config)
+        told.append((str(root / name), kills))
     command = [sys.executable, "-c", CHILD, repr(told)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
+    return root
 
 
-def names(kills: list[tuple[str, int, str]]) -> list[str]:
-    return [f"{when} {target.split(':')[1]} {call}" for target, call, when in kills]
+def names(kills: list[list[Kill]]) -> list[str]:
+    return [", ".join(f"{when} {target.split(':')[1]} {call}" for target, call, when in times) for times in kills]
+
+
+@pytest.mark.parametrize("number", range(len(KILLS)), ids=names(KILLS))
+def test_a_killed_run_goes_on_where_it_was(runs: Path, number: int) -> None:
+    killed, whole = (runs / "plain" / run for run in (f"killed{number}", "whole"))
+    assert timeless(killed) == timeless(whole)
+    for name in ("final", "best"):
+        path = Path("weights") / f"{name}.safetensors"
+        assert (killed / path).read_bytes() == (whole / path).read_bytes()
 
 
 @pytest.mark.parametrize("number", range(len(PEER_KILLS)), ids=names(PEER_KILLS))
-def test_a_killed_run_with_peers_goes_on_where_it_was(peer_runs: Path, number: int) -> None:
-    assert timeless(peer_runs / f"killed{number}") == timeless(peer_runs / "whole")
+def test_a_killed_run_with_peers_goes_on_where_it_was(runs: Path, number: int) -> None:
+    killed, whole = (runs / "peers" / run for run in (f"killed{number}", "whole"))
+    assert timeless(killed) == timeless(whole)
     for site in ("north", "south", "west"):
-        of_both = (
-            load_models(peer_runs / run / "sites" / site / "models" / "local.safetensors") for run in (f"killed{number}", "whole")
-        )
+        of_both = (load_models(run / "sites" / site / "models" / "local.safetensors") for run in (killed, whole))
         one, other = (models.helpers["peer"] for models in of_both if models is not None)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -173,22 +191,15 @@ def test_a_killed_run_with_peers_goes_on_where_it_was(peer_runs: Path, number: i
     [("decoder", number) for number in range(len(SAM_KILLS))] + [("lora", number) for number in range(len(LORA_KILLS))],
     ids=[f"decoder {name}" for name in names(SAM_KILLS)] + [f"lora {name}" for name in names(LORA_KILLS)],
 )
-def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(sam_runs: Path, adapt: str, number: int) -> None:
-    killed, whole = (sam_runs / adapt / run for run in (f"killed{number}", "whole"))
+def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(runs: Path, adapt: str, number: int) -> None:
+    killed, whole = (runs / adapt / run for run in (f"killed{number}", "whole"))
     assert timeless(killed) == timeless(whole)
     for name in ("final", "final_sam"):
         path = Path("weights") / f"{name}.safetensors"
         assert (killed / path).read_bytes() == (whole / path).read_bytes()
 
 
-@pytest.mark.parametrize("number", range(len(KILLS)), ids=names(KILLS))
-def test_a_killed_run_goes_on_where_it_was(runs: Path, number: int) -> None:
-    assert timeless(runs / f"killed{number}") == timeless(runs / "whole")
-    folder = runs / f"killed{number}"
-    assert (folder / "weights" / "final.safetensors").read_bytes() == (runs / "whole/weights/final.safetensors").read_bytes()
-    assert (folder / "weights" / "best.safetensors").read_bytes() == (runs / "whole/weights/best.safetensors").read_bytes()
-
-
 def test_the_record_says_that_it_was_resumed(runs: Path) -> None:
-    resumed = [number for number in range(len(KILLS)) if any(e["event"] == "resume" for e in events(runs / f"killed{number}"))]
+    folders = [runs / "plain" / f"killed{number}" for number in range(len(KILLS))]
+    resumed = [folder for folder in folders if any(event["event"] == "resume" for event in events(folder))]
     assert len(resumed) > len(KILLS) / 2

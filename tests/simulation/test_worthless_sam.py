@@ -44,7 +44,7 @@ def test_a_sam_that_knows_nothing_costs_no_dice(
     """
     data = root / "data"
     config = tiny_config(
-        root=str(data if data.exists() else of_one_site(tiny_data, data)), cycles=1, rounds_per_cycle=26, local_steps=12
+        root=str(data if data.exists() else of_one_site(tiny_data, data)), cycles=1, rounds_per_cycle=12, local_steps=18
     )
     shared = ["budget.cold_start=4", "budget.per_cycle=0"]
     helped = [*shared, "sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.weight=1.0"]
