@@ -108,7 +108,7 @@ def prepared(root: Path, threads: int) -> tuple[Site, Plan, Weights]:
         update={"train": plan.train.model_copy(update={"local_steps": 60}), "sam": plan.sam.model_copy(update={"enabled": False})}
     )
     trained = train(site, first, When(1, 1, 0, 60), initial_weights(run), helpers={})
-    return site, plan, {name: value.numpy() for name, value in trained.student.items()}
+    return site, plan, {name: value.numpy() for name, value in trained.model.items()}
 
 
 def steps_with_and_without(site: Site, plan: Plan, weights: Weights, *, pairs: int) -> dict[str, float]:

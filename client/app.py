@@ -30,8 +30,8 @@ from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
 from strategies import wire
+from strategies.global_model import parts_of
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
-from strategies.sam_adapters import split
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
 
@@ -79,9 +79,9 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "trust": done.trust,
             "judges": done.judges,
         }
-        models = LocalModels(request.run, request.cycle, request.round, request.step, done.student, done.helpers, numbers)
+        models = LocalModels(request.run, request.cycle, request.round, request.step, done.model, done.helpers, numbers)
         save_models(path, models)
-    update = update_of(models.student, weights, max_norm=plan.train.max_update_norm)
+    update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
     return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
 
 
@@ -118,7 +118,7 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
     started = time.monotonic()
-    weights, _ = split(wire.unpack_weights(message.content.array_records["weights"]))
+    weights = wire.unpack_weights(message.content.array_records["weights"])
     network = network_with(plan, weights).to(site.device)
     sums = {}
     pictures = Pictures(site) if site.settings.save_pictures else None
@@ -131,7 +131,7 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     local = load_models(site.workspace / "models" / "local.safetensors")
     committee = [network]
     if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
-        of_site = network_with(plan, split(local.student)[0]).to(site.device)
+        of_site = network_with(plan, parts_of(local.model).specialist).to(site.device)
         committee = [of_site] if plan.query.model == "local" else [network, of_site]
     scores = score(site, plan, committee, cycle=request.cycle)
     save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)

@@ -1,4 +1,4 @@
-"""This site's weights between messages: the student after the last round and its helpers, in one file.
+"""This site's weights between messages: what the last round trained and its helpers, in one file.
 
 One file per workspace, replaced atomically, that says which run, cycle and round it belongs to. So a repeated `train`
 message is answered from it, and a kill in the middle of a round leaves the weights of the round before.
@@ -21,18 +21,18 @@ from configs.files import write_bytes
 
 @dataclass(frozen=True)
 class LocalModels:
-    """Student and helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
+    """The trained and the helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
 
-    `student` is what crosses: the network's state dict, and what was trained of SAM. `helpers` stay: the state dicts of
-    the framework's other networks (an EMA teacher as the round began, a peer as it ended) by name, which is a plain word
-    other than "student". `step` is the first of the round, counted over the run.
+    `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: the state dicts of averages (an EMA teacher as the round
+    began) and what SAM's teacher keeps, by name, which is a plain word other than "model". `step` is the first of the
+    round, counted over the run.
     """
 
     run: str
     cycle: int
     round: int
     step: int
-    student: dict[str, Tensor]
+    model: dict[str, Tensor]
     helpers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     reply: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ class LocalModels:
 
 def save_models(path: Path, models: LocalModels) -> None:
     """Write atomically, as safetensors."""
-    networks = {**models.helpers, "student": models.student}
+    networks = {**models.helpers, "model": models.model}
     tensors = {
         f"{network}.{name}": tensor.detach().cpu().contiguous()
         for network, state in networks.items()
@@ -61,18 +61,18 @@ def load_models(path: Path) -> LocalModels | None:
             about = json.loads(file.metadata()["about"])
             about["step"] = int(about["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        networks: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            network, _, rest = name.partition(".")
+            networks.setdefault(network, {})[rest] = tensor
+        return LocalModels(
+            run=about["run"],
+            cycle=about["cycle"],
+            round=about["round"],
+            step=about["step"],
+            model=networks.pop("model"),
+            helpers=networks,
+            reply=about["reply"],
+        )
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
-    networks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        network, _, rest = name.partition(".")
-        networks.setdefault(network, {})[rest] = tensor
-    return LocalModels(
-        run=about["run"],
-        cycle=about["cycle"],
-        round=about["round"],
-        step=about["step"],
-        student=networks.pop("student"),
-        helpers=networks,
-        reply=about["reply"],
-    )

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from client.faults import SiteFault
 from configs.schema import Network, Preprocess, Query, Sam, Settings, Train
 from strategies.networks import build_network
-from strategies.randomness import derive
 from strategies.records import Weights
 
 
@@ -36,18 +35,15 @@ class Plan(Settings):
             raise SiteFault("bad-request", f"the coordinator's settings are not understood: {error}") from error
 
 
-def network_for(plan: Plan, *, purpose: str | None = None) -> nn.Module:
-    """The run's network, on the CPU, with initial weights that every site and the coordinator can make alike.
-
-    The weights are the run's, or others that follow from its seed and the `purpose`.
-    """
+def network_for(plan: Plan) -> nn.Module:
+    """The run's network, on the CPU, with initial weights that follow from the run's seed."""
     network: nn.Module = build_network(
         plan.network.name,
         in_channels=plan.preprocess.in_channels,
         classes=len(plan.classes),
         norm=plan.network.norm,
         dropout=plan.network.dropout,
-        seed=plan.seed if purpose is None else derive(plan.seed, purpose),
+        seed=plan.seed,
     )
     return network
 

@@ -3,8 +3,8 @@
     loss = supervised + λ(t)·consistency + μ·λ(T − t)·SAM + ½·mu_prox·‖w − w_global‖²
 
 where λ(t) is λmax for a framework without ramp. Time t counts the local steps since the start of the run and comes with
-the message, so no ramp starts again at a round. The optimiser is new in every round; the student's update crosses, the
-helpers (EMA teacher, peer) stay here.
+the message, so no ramp starts again at a round. The optimiser is new in every round; what learned crosses (student, peer,
+SAM's adapter), averages (EMA teacher) stay here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.plan import Plan, network_for, network_with
+from client.plan import Plan, network_with
 from client.sam_teacher import SAM, SamTeacher
 from client.site import Site, Slices
+from strategies.global_model import GlobalModel, parts_of
 from strategies.randomness import derive, numpy_rng, torch_generator
 from strategies.records import Case, Weights
-from strategies.sam_adapters import split
 from strategies.semi import FRAMEWORKS, Framework
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
 from strategies.semi.batch import Batch, Time
@@ -36,13 +36,14 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round leaves: the student and its helpers (on the CPU), mean losses by term, and what it learned from.
+    """What a round leaves: what learned and the averages (on the CPU), mean losses by term, and what it learned from.
 
-    Of an average it leaves the state that the round began with: what the site's own student did to it since is not kept.
+    `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: of an average the state that the round began with, as
+    what the site's own student did to it since is not kept, and what `SamTeacher` keeps.
     `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged.
     """
 
-    student: State
+    model: State
     helpers: dict[str, State]
     losses: dict[str, float]
     labelled: int
@@ -78,13 +79,16 @@ def train(
     framework = FRAMEWORKS[plan.train.framework]
     labelled = site.store.cases("labelled")
     unlabelled = site.store.cases("unlabelled", "requested")
-    own, sams = split(weights)
-    adapter = {name: torch.from_numpy(array.copy()) for name, array in sams.items()}
-    student = network_with(plan, own).to(site.device).train()
-    networks = _helpers(framework, plan, student, helpers, since=since, step=when.step)
-    averages = {name: networks[name] for name, kind in framework.helpers.items() if kind == "average"}
+    given = parts_of(weights)
+    adapter = {name: torch.from_numpy(array.copy()) for name, array in given.adapter.items()}
+    student = network_with(plan, given.specialist).to(site.device).train()
+    peers = {
+        name: network_with(plan, given.peers.get(name, {})).to(site.device).train()
+        for name, kind in framework.helpers.items()
+        if kind == "peer"
+    }
+    averages = _averages(framework, student, helpers, since=since, step=when.step)
     carried = {name: _state(average) for name, average in averages.items()}  # what the next round's average goes on from
-    peers = [networks[name] for name, kind in framework.helpers.items() if kind == "peer"]
     draw = _Draw(site, plan, when, labelled)
     sam = None
     if plan.sam.enabled and (adapter or (plan.sam.weight > 0 and unlabelled)):
@@ -95,12 +99,12 @@ def train(
             adapter=adapter,
             cycle_adapter=helpers.get(SAM),
             slices=draw.slices,
-            specialists=[*averages.values()] or [student, *peers],
+            specialists=[*averages.values()] or [student, *peers.values()],
         )
         sam.meet(labelled, draw.labelled)
     asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
-    anchor = [parameter.detach().clone() for parameter in student.parameters()] if plan.train.proximal_mu else []
-    learning = [parameter for network in (student, *peers) for parameter in network.parameters()]
+    learning = [parameter for network in (student, *peers.values()) for parameter in network.parameters()]
+    anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay, fused=True)
     totals: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
@@ -108,7 +112,7 @@ def train(
         for index, (batch, cases) in enumerate(draw.batches(unlabelled if framework.uses_unlabelled or asked else [])):
             step = when.step + index
             now = _time(plan, step, when.total_steps)
-            outcome = framework.terms(batch, student, networks, time=now, generator=draw.generator)
+            outcome = framework.terms(batch, student, {**averages, **peers}, time=now, generator=draw.generator)
             terms = dict(outcome.losses)
             if sam is not None and asked and index % plan.sam.every == 0:
                 assert outcome.teacher_probs is not None
@@ -117,7 +121,7 @@ def train(
                 target = sam.target(cases, batch.unlabelled, outcome.teacher_probs)
                 terms["sam"] = sam_loss(outcome.logits_unlabelled, target if batch.warp is None else target.warped(batch.warp))
             if anchor:
-                terms["proximal"] = _distance(student, anchor)
+                terms["proximal"] = _distance(learning, anchor)
             total = _weighted(terms, framework, plan, step, when.total_steps)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
@@ -129,7 +133,6 @@ def train(
     if sam is not None:
         adapter, learned = sam.learn(draw.labelled)
         totals |= learned
-    kept = {name: carried.get(name) or _state(network) for name, network in networks.items()}
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
         if not np.isfinite(mean):
@@ -139,8 +142,8 @@ def train(
                 "look at its labelled images and their masks"
             )
     return Trained(
-        student={**_state(student), **adapter},
-        helpers=kept | ({} if sam is None else sam.kept),
+        model=GlobalModel(_state(student), {name: _state(peer) for name, peer in peers.items()}, adapter).arrays,
+        helpers=carried | ({} if sam is None else sam.kept),
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
@@ -171,31 +174,19 @@ def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: 
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
 
 
-def _helpers(
-    framework: Framework,
-    plan: Plan,
-    student: nn.Module,
-    states: Mapping[str, Mapping[str, Tensor]],
-    *,
-    since: int,
-    step: int,
+def _averages(
+    framework: Framework, student: nn.Module, states: Mapping[str, Mapping[str, Tensor]], *, since: int, step: int
 ) -> dict[str, nn.Module]:
-    """The framework's networks beside the student: peers as the last round left them, averages taken on, or new."""
-    device = next(student.parameters()).device
-    networks = {}
-    for name, kind in framework.helpers.items():
-        network = make_teacher(student) if kind == "average" else network_for(plan, purpose=name).to(device).train()
-        if name in states and kind == "average":
-            carry_over(network, states[name], since=since, step=step)
-        elif name in states:
-            network.load_state_dict(states[name])
-        networks[name] = network
-    return networks
+    """The framework's averages, taken on from the last round's or new."""
+    averages = {name: make_teacher(student) for name, kind in framework.helpers.items() if kind == "average"}
+    for name in averages.keys() & states.keys():
+        carry_over(averages[name], states[name], since=since, step=step)
+    return averages
 
 
-def _distance(student: nn.Module, anchor: Sequence[Tensor]) -> Tensor:
+def _distance(weights: Sequence[Tensor], anchor: Sequence[Tensor]) -> Tensor:
     """‖w − w_global‖² (FedProx, Li et al., MLSys 2020)."""
-    return torch.stack([(w - w0).square().sum() for w, w0 in zip(student.parameters(), anchor, strict=True)]).sum()
+    return torch.stack([(w - w0).square().sum() for w, w0 in zip(weights, anchor, strict=True)]).sum()
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

@@ -27,9 +27,12 @@ from server.history import History, event
 from server.progress import progress_for
 from server.rounds import Federation, run_rounds
 from server.sites import FederationFault, join
+from strategies.global_model import GlobalModel
 from strategies.networks import build_network
+from strategies.randomness import derive
 from strategies.records import Weights
 from strategies.sam_adapters import initial_adapter
+from strategies.semi import FRAMEWORKS
 
 JOIN_SECONDS = 120.0
 """How long to wait for the expected sites before starting with those that are there."""
@@ -123,19 +126,25 @@ def finish(ledger: Ledger, folder: Path, run: Run) -> None:
 
 
 def initial_weights(run: Run) -> Weights:
-    """The weights every run with this seed and network starts from."""
-    network = build_network(
-        run.network.name,
-        in_channels=run.preprocess.in_channels,
-        classes=len(run.classes),
-        norm=run.network.norm,
-        dropout=run.network.dropout,
-        seed=run.seed,
-    )
-    weights: Weights = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
-    if run.sam.enabled:
-        weights |= initial_adapter(run.sam.size, adapt=run.sam.adapt, rank=run.sam.lora_rank)
-    return weights
+    """What every run with this seed, network and framework starts from: a peer elsewhere than the specialist."""
+
+    def drawn(seed: int) -> Weights:
+        network = build_network(
+            run.network.name,
+            in_channels=run.preprocess.in_channels,
+            classes=len(run.classes),
+            norm=run.network.norm,
+            dropout=run.network.dropout,
+            seed=seed,
+        )
+        return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+
+    helpers = FRAMEWORKS[run.train.framework].helpers
+    return GlobalModel(
+        specialist=drawn(run.seed),
+        peers={name: drawn(derive(run.seed, name)) for name, kind in helpers.items() if kind == "peer"},
+        adapter=initial_adapter(run.sam.size, adapt=run.sam.adapt, rank=run.sam.lora_rank) if run.sam.enabled else {},
+    ).arrays
 
 
 def settings_for_sites(run: Run) -> dict[str, Any]:

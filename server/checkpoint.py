@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save
 
 from configs.files import StorageFault, read_object, write_bytes, write_text
 from server.history import Event, History
+from strategies.global_model import parts_of
 from strategies.records import Weights
-from strategies.sam_adapters import split
 
 RESTORE = "put a backup of the checkpoint folder back and go on with --resume, or start over with --fresh"
 """What to do about a damaged checkpoint: nothing else holds the weights of an unfinished run."""
@@ -153,10 +153,11 @@ def _read_arrays(path: Path) -> Weights:
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Global weights as safetensors, names as in the network's `state_dict`; atomic.
+    """The specialist's global weights as safetensors, names as in the network's `state_dict`; atomic.
 
-    What was trained of SAM lies beside them, in `<name>_sam.safetensors`.
+    What was trained of SAM lies beside them, in `<name>_sam.safetensors`. Peers have served once training is over.
     """
-    for part, target in zip(split(weights), (path, path.with_name(f"{path.stem}_sam{path.suffix}")), strict=True):
+    model = parts_of(weights)
+    for part, target in ((model.specialist, path), (model.adapter, path.with_name(f"{path.stem}_sam{path.suffix}"))):
         if part:
             write_bytes(target, save({name: np.ascontiguousarray(array) for name, array in part.items()}))

@@ -20,9 +20,9 @@ from server.history import Event, event
 from server.sites import FederationFault, Problems, Sites
 from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
+from strategies.global_model import parts_of
 from strategies.query.budget import BUDGETS
 from strategies.records import Assessment, Weights
-from strategies.sam_adapters import split
 
 IN_EVERY_ROUND = ("supervised", "total")
 """Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
@@ -231,7 +231,7 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         dict.fromkeys(federation.sites.names, request),
         problems,
         unpack=wire.unpack_assessment,
-        weights=wire.pack_weights(split(state.weights)[0]),
+        weights=wire.pack_weights(parts_of(state.weights).specialist),
     ):
         assessed = answer.record
         assessments[answer.site] = assessed

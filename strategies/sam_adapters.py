@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from strategies.global_model import ADAPTER
 from strategies.randomness import torch_generator
 from strategies.records import Weights
 from strategies.sam_parts import SIZES, Parts
 
-PREFIX = "sam."
 _B = ".b"
-Value = TypeVar("Value")
 
 
 def initial_adapter(size: str, *, adapt: str, rank: int) -> Weights:
@@ -37,16 +35,10 @@ def initial_adapter(size: str, *, adapt: str, rank: int) -> Weights:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in parts.named_parameters():
         if adapt == "decoder" and name.startswith("mask_decoder."):
-            shapes[PREFIX + name] = tuple(parameter.shape)
+            shapes[ADAPTER + name] = tuple(parameter.shape)
         elif adapt == "lora" and name.startswith("image_encoder.") and name.endswith("attn.qkv.weight"):
-            shapes[PREFIX + name + _B] = (parameter.shape[0], rank)
+            shapes[ADAPTER + name + _B] = (parameter.shape[0], rank)
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-
-
-def split(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """A run's weights as the specialist's and the adapter's."""
-    specialist = {name: value for name, value in weights.items() if not name.startswith(PREFIX)}
-    return specialist, {name: value for name, value in weights.items() if name.startswith(PREFIX)}
 
 
 def effective(own: Mapping[str, Tensor], adapter: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
@@ -60,11 +52,11 @@ def effective(own: Mapping[str, Tensor], adapter: Mapping[str, Tensor], *, seed:
     changed = {}
     for name, value in adapter.items():
         if name.endswith(_B):
-            target = name.removeprefix(PREFIX).removesuffix(_B)
+            target = name.removeprefix(ADAPTER).removesuffix(_B)
             a = lora_a(target, rank=value.shape[1], features=own[target].shape[1], seed=seed).to(value)
             changed[target] = own[target] + value @ a
         else:
-            target = name.removeprefix(PREFIX)
+            target = name.removeprefix(ADAPTER)
             changed[target] = own[target] + value
     return changed
 

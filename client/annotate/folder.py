@@ -29,7 +29,7 @@ from client.plan import Plan, network_with
 from client.site import Site, Slices
 from client.store import ImageRow, Request
 from configs.files import write_text
-from strategies.sam_adapters import split
+from strategies.global_model import parts_of
 
 NAMES = {"dicom": ("image", "dcm"), "nifti": ("image.nii.gz", "nii.gz"), "picture": ("image.png", "png")}
 """Format to the name of the exported image and the ending of masks."""
@@ -107,7 +107,7 @@ class Folder:
         if models is None:
             return None
         try:
-            network = network_with(self._plan, split(models.student)[0])
+            network = network_with(self._plan, parts_of(models.model).specialist)
         except SiteFault:
             return None  # left by a run with another network
         slices = Slices(self._site, self._plan.preprocess)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from strategies.semi.batch import Terms
 
 Helper = Literal["average", "peer"]
-"""How the caller keeps a network beside the student. Either stays at the site from round to round.
+"""How the caller keeps a network beside the student.
 
 average: a moving average, of the global model from round to round (`mean_teacher.make_teacher`, `carry_over`) and of the
-    student within one (`update_teacher` after every step); no gradients.
-peer: as the student, of other initial weights; trained by the gradient of the same losses.
+    student within one (`update_teacher` after every step); no gradients. It stays at the site.
+peer: as the student, of other initial weights; trained by the gradient of the same losses. It crosses and is averaged over
+    sites as the student is (`strategies/global_model.py`).
 """
 
 
@@ -56,7 +57,7 @@ FRAMEWORKS: dict[str, Framework] = {
     "supervised": Framework("supervised", uses_unlabelled=False),
     "mean_teacher": Framework("mean_teacher", helpers={"teacher": "average"}, weight=0.1),
     "uncertainty_aware": Framework("uncertainty_aware", helpers={"teacher": "average"}, weight=0.1),
-    "cross_pseudo": Framework("cross_pseudo", helpers={"peer": "peer"}),
+    "cross_pseudo": Framework("cross_pseudo", helpers={"second": "peer"}),
     "unimatch": Framework("unimatch", ramped=False, mixes_patients=True),
     "copy_paste": Framework("copy_paste", helpers={"teacher": "average"}, ramped=False, mixes_patients=True),
 }

@@ -2,8 +2,8 @@
 
     consistency = CE(p1, argmax p2) + CE(p2, argmax p1), over the labelled images plus over the unlabelled ones
 
-Student and peer differ in their initial weights alone and see the same view of an image. Both learn from the labels. The
-peer stays at the site: the student is the one that crosses.
+Student and peer differ in their initial weights alone and see the same view of an image. Both learn from the labels, and
+in a federation both are averaged over the sites.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def terms(
     Each network's gradient comes from its own summands alone. Without unlabelled images the networks still teach each
     other on the labelled ones, as in the paper.
     """
-    peer = helpers["peer"]
+    peer = helpers["second"]
     view, of_labelled = batch.student_view(), len(batch.images)
     images = batch.images if view is None else torch.cat([batch.images, view])
     mine, theirs = student(images), peer(images)

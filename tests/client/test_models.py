@@ -23,14 +23,14 @@ def some(**changes: object) -> LocalModels:
         "cycle": 2,
         "round": 3,
         "step": 40,
-        "student": {"a.weight": torch.arange(6.0).reshape(2, 3)},
+        "model": {"a.weight": torch.arange(6.0).reshape(2, 3)},
         "helpers": {"teacher": {"a.weight": torch.ones(2, 3)}},
         "reply": {"labelled": 4, "losses": {"total": 0.5}},
     }
     return LocalModels(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("names", [(), ("teacher",), ("peer", "teacher")])
+@pytest.mark.parametrize("names", [(), ("teacher",), ("sam", "teacher")])
 def test_what_is_saved_comes_back(tmp_path: Path, names: tuple[str, ...]) -> None:
     helpers = {name: {"a.weight": torch.full((2, 3), float(len(name))), "b": torch.zeros(1)} for name in names}
     save_models(tmp_path / "m", some(helpers=helpers))
@@ -39,7 +39,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, names: tuple[str, ...]) -> Non
     assert back.is_of(run="r", cycle=2, round=3)
     assert not back.is_of(run="r", cycle=2, round=4)
     assert not back.is_of(run="s", cycle=2, round=3)
-    torch.testing.assert_close(back.student, some().student)
+    torch.testing.assert_close(back.model, some().model)
     torch.testing.assert_close(back.helpers, helpers)
     assert back.reply == some().reply
     assert back.step == 40

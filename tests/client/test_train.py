@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from client.faults import SiteFault
-from client.plan import Plan, network_for, network_with
+from client.plan import Plan, network_with
 from client.sam import Sam
 from client.sam_teacher import SamTeacher
 from client.site import Site, Slices
 from client.train import When, _Draw, _weighted, train
+from strategies.global_model import parts_of
 from strategies.networks import mean_probabilities
 from strategies.records import Weights
 from strategies.semi import FRAMEWORKS
@@ -70,7 +71,7 @@ def test_labels_of_unlabelled_cases_cannot_reach_loss_or_gradients(joined: Make,
             shape = file["mask"].shape
         np.savez(path, mask=rng.integers(0, 3, shape).astype(np.uint8))
     after = train(site, plan, NOW, weights, helpers={})
-    assert same(before.student, after.student)
+    assert same(before.model, after.model)
     assert before.helpers.keys() == after.helpers.keys()
     assert all(same(before.helpers[name], after.helpers[name]) for name in before.helpers)
     assert before.losses == after.losses
@@ -82,7 +83,7 @@ def test_a_label_that_was_bought_does_matter(joined: Make) -> None:
     before = train(site, plan, NOW, weights, helpers={})
     more, _, _ = joined("experts.boundary_px=6.0", name="other")
     after = train(more, plan, NOW, weights, helpers={})
-    assert not same(before.student, after.student)
+    assert not same(before.model, after.model)
 
 
 def test_rounds_repeat_and_differ_from_each_other(joined: Make) -> None:
@@ -90,8 +91,8 @@ def test_rounds_repeat_and_differ_from_each_other(joined: Make) -> None:
     first = train(site, plan, NOW, weights, helpers={})
     again = train(site, plan, NOW, weights, helpers={})
     other = train(site, plan, When(1, 2, 2, 8), weights, helpers={})
-    assert same(first.student, again.student)
-    assert not same(first.student, other.student)
+    assert same(first.model, again.model)
+    assert not same(first.model, other.model)
 
 
 def test_the_teacher_is_a_moving_average_of_the_global_model(joined: Make) -> None:
@@ -129,7 +130,7 @@ def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: M
     without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
     plain = train(site, without, NOW, weights, helpers={})
     assert "sam" not in plain.losses
-    assert not same(with_sam.student, plain.student)
+    assert not same(with_sam.model, plain.model)
 
 
 @pytest.fixture
@@ -224,16 +225,16 @@ def test_a_sam_that_adds_nothing_to_patients_of_a_known_mask_leaves_the_round_as
     options = ("train.local_steps=60", "sam.min_agreement=0.0")
     site, plan, weights = joined("sam.enabled=true", *options, labels=6)
     trained = train(site, plan, NOW, weights, helpers={})
-    then = {name: value.numpy() for name, value in trained.student.items()}
+    then = {name: value.numpy() for name, value in trained.model.items()}
     later = When(1, 2, 60, 120)
     with_sam = train(site, plan, later, then, helpers=trained.helpers)
     off = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
     plain = train(site, off, later, then, helpers=trained.helpers)
     assert "sam" not in with_sam.losses
-    assert same(with_sam.student, plain.student)
+    assert same(with_sam.model, plain.model)
     believing = plan.model_copy(update={"sam": plan.sam.model_copy(update={"trust": False})})
     harmed = train(site, believing, later, then, helpers=trained.helpers)
-    assert not same(harmed.student, plain.student), "without trust it would have counted"
+    assert not same(harmed.model, plain.model), "without trust it would have counted"
 
 
 # ----------------------------------------------------------------------------------------------------------- frameworks
@@ -245,37 +246,49 @@ def test_a_round_of_every_framework_repeats_and_goes_on_from_its_helpers(joined:
     """What a killed round needs: the same weights and helpers give the same round, whatever ran before it."""
     site, plan, weights = joined(f'train.framework="{framework}"', f"network.dropout={dropout}")
     first = train(site, plan, NOW, weights, helpers={})
-    assert set(first.helpers) == set(FRAMEWORKS[framework].helpers)
+    averages = {name for name, kind in FRAMEWORKS[framework].helpers.items() if kind == "average"}
+    assert set(first.helpers) == averages
     kept = {name: {key: value.clone() for key, value in state.items()} for name, state in first.helpers.items()}
-    later, then = When(1, 2, 2, 8), {name: value.numpy() for name, value in first.student.items()}
+    later, then = When(1, 2, 2, 8), {name: value.numpy() for name, value in first.model.items()}
     second, again = (train(site, plan, later, then, helpers=first.helpers) for _ in range(2))
-    assert same(second.student, again.student)
+    assert same(second.model, again.model)
     assert second.losses == again.losses
     for name, state in first.helpers.items():
         assert same(second.helpers[name], again.helpers[name])
         assert same(state, kept[name]), "the helpers that were given are left alone"
         assert not same(second.helpers[name], state)
-    if "peer" in first.helpers:
-        assert not same(second.helpers["peer"], train(site, plan, later, then, helpers={}).helpers["peer"])
 
 
-def test_a_peer_begins_elsewhere_than_the_student_and_alike_at_every_site(joined: Make) -> None:
-    _, plan, weights = joined('train.framework="cross_pseudo"', labels=0)
-    one, other = (network_for(plan, purpose="peer").state_dict() for _ in range(2))
-    assert same(one, other)
-    assert any(not torch.equal(one[name], torch.from_numpy(value)) for name, value in weights.items())
-    reseeded = network_for(plan.model_copy(update={"seed": plan.seed + 1}), purpose="peer").state_dict()
-    assert not same(one, reseeded)
+def test_a_peer_begins_elsewhere_than_the_student(joined: Make) -> None:
+    cross = 'train.framework="cross_pseudo"'
+    weights, again, reseeded = (
+        parts_of(joined(cross, f"seed={seed}", name=name, labels=0)[2]) for seed, name in ((1, "a"), (1, "b"), (2, "c"))
+    )
+    assert set(weights.peers) == {"second"}
+    peer = weights.peers["second"]
+    assert all(np.array_equal(again.peers["second"][name], value) for name, value in peer.items())
+    for others in (weights.specialist, reseeded.peers["second"]):
+        assert any(not np.array_equal(others[name], value) for name, value in peer.items())
 
 
-def test_a_peer_learns_and_only_the_student_is_held_back(joined: Make) -> None:
-    options = 'train.framework="cross_pseudo"', "train.proximal_mu=1000.0", "train.local_steps=10"
-    site, plan, weights = joined(*options)
-    done = train(site, plan, NOW, weights, helpers={})
-    start = network_for(plan, purpose="peer").state_dict()
-    student = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
-    peer = sum(float((done.helpers["peer"][name] - value).square().sum()) for name, value in start.items())
-    assert peer > 2 * student > 0
+def test_a_peer_goes_on_from_the_mean_of_all_sites_and_is_held_back_to_it(joined: Make) -> None:
+    """One that stays at its site knows that site's labels alone, and teaches the student what is wrong."""
+    moved = {}
+    for mu in (0.0, 1000.0):
+        site, plan, weights = joined('train.framework="cross_pseudo"', f"train.proximal_mu={mu}", name=f"mu{mu}")
+        elsewhere = {name: np.add(value, 0.01) if name.startswith("peer.") else value for name, value in weights.items()}
+        done, other = (train(site, plan, NOW, start, helpers={}) for start in (weights, elsewhere))
+        assert done.helpers == {}, "nothing of it stays"
+        names = [name for name in weights if name.startswith("peer.")]
+        assert not same({name: done.model[name] for name in names}, other.model)
+        moved[mu] = sum(float((done.model[name] - torch.from_numpy(weights[name])).square().sum()) for name in names)
+    assert 0 < moved[1000.0] < moved[0.0]
+
+
+def test_weights_without_the_peer_are_refused(joined: Make) -> None:
+    site, plan, weights = joined('train.framework="cross_pseudo"')
+    with pytest.raises(SiteFault, match="do not fit"):
+        train(site, plan, NOW, parts_of(weights).specialist, helpers={})
 
 
 @pytest.mark.parametrize("framework", list(FRAMEWORKS))
@@ -378,7 +391,7 @@ def test_the_proximal_term_holds_the_weights_back(joined: Make) -> None:
     for mu in (0.0, 1000.0):
         site, plan, weights = joined(f"train.proximal_mu={mu}", 'train.framework="supervised"', name=f"mu{mu}")
         done = train(site, plan, NOW, weights, helpers={})
-        moved[mu] = sum(float((done.student[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
+        moved[mu] = sum(float((done.model[name] - torch.from_numpy(value)).square().sum()) for name, value in weights.items())
     assert moved[1000.0] < moved[0.0]
 
 
@@ -400,6 +413,6 @@ def test_weights_of_another_network_are_refused(joined: Make) -> None:
 def test_training_learns(joined: Make) -> None:
     site, plan, weights = joined("train.local_steps=30", 'train.framework="supervised"', labels=6)
     first = train(site, plan, NOW, weights, helpers={})
-    then = {name: value.numpy() for name, value in first.student.items()}
+    then = {name: value.numpy() for name, value in first.model.items()}
     second = train(site, plan, When(1, 2, 30, 60), then, helpers={})
     assert second.losses["supervised"] < 0.8 * first.losses["supervised"]

@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tests_support import TINY, events, of_one_site, timeless
-
-from client.models import load_models
 
 Kill = tuple[str, int, str]
 """Of which function, at which call since the process began, before or after it."""
@@ -57,13 +54,6 @@ KILLS: list[list[Kill]] = [
     [("server.history:History.append", 12, "after")],  # end
 ]
 """Each a run that is killed, and where there are two, killed again after it was resumed: a second for less than a run."""
-
-PEER_KILLS: list[list[Kill]] = [
-    [("client.app:train", 5, "before")],  # one site's peer has gone on, the next one's has not
-    [("client.app:save_models", 5, "before")],
-    [("client.app:save_models", 8, "after")],  # second cycle
-]
-"""With a framework whose sites keep a second network that learns."""
 
 SAM_KILLS: list[list[Kill]] = [
     [("client.sam_cache:EmbeddingCache._append", 2, "after")],  # some embeddings of a site are kept
@@ -135,7 +125,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `peers`, `decoder` and `lora`.
+    """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `decoder` and `lora`.
 
     By one process that imports once and forks for each. With lora a single site, and a single cycle of two rounds.
     """
@@ -148,7 +138,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     lora = lora.replace("[sam]\nenabled = false\n", sam.format(adapt="lora") + "trust = false\n")
     configurations = {
         "plain": (plain, KILLS),
-        "peers": (plain.replace("mean_teacher", "cross_pseudo"), PEER_KILLS),
         "decoder": (decoder, SAM_KILLS),
         "lora": (lora, LORA_KILLS),
     }
@@ -174,16 +163,6 @@ def test_a_killed_run_goes_on_where_it_was(runs: Path, number: int) -> None:
     for name in ("final", "best"):
         path = Path("weights") / f"{name}.safetensors"
         assert (killed / path).read_bytes() == (whole / path).read_bytes()
-
-
-@pytest.mark.parametrize("number", range(len(PEER_KILLS)), ids=names(PEER_KILLS))
-def test_a_killed_run_with_peers_goes_on_where_it_was(runs: Path, number: int) -> None:
-    killed, whole = (runs / "peers" / run for run in (f"killed{number}", "whole"))
-    assert timeless(killed) == timeless(whole)
-    for site in ("north", "south", "west"):
-        of_both = (load_models(run / "sites" / site / "models" / "local.safetensors") for run in (killed, whole))
-        one, other = (models.helpers["peer"] for models in of_both if models is not None)
-        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, Context, Message, RecordDict
+from safetensors.numpy import load_file
 from tests_support import events
 
 import client.app as client_app
 from client.egress import read as read_egress
 from client.egress import verify
+from client.models import load_models
 from client.site import Site
 from client.store import Store
 from configs.faults import ConfigError
@@ -194,8 +196,25 @@ def test_every_framework_runs_in_the_loop(tiny_config: Config, tmp_path: Path, f
     assert not [event for event in events(folder) if event["event"] == "refused"]
 
 
+def test_what_learns_beside_the_student_is_averaged_as_it_is(tiny_config: Config, tmp_path: Path) -> None:
+    """A peer that stayed at its site would learn from that site's labels alone."""
+    folder = simulate(tiny_config(cycles=1, rounds_per_cycle=1, framework="cross_pseudo"), out=tmp_path / "run")
+    (kept,) = (folder / "checkpoint").glob("*.safetensors")
+    prefix = "weights."
+    averaged = {name.removeprefix(prefix): array for name, array in load_file(kept).items() if name.startswith(prefix)}
+    trained = [load_models(folder / "sites" / name / "models" / "local.safetensors") for name in SITES]
+    names = {name for name in averaged if name.startswith("peer.second.")}
+    assert 2 * len(names) == len(averaged)
+    for name in averaged:
+        of_sites = np.stack([models.model[name].numpy() for models in trained if models is not None])
+        assert len(of_sites) == len(SITES)
+        np.testing.assert_allclose(averaged[name], of_sites.mean(axis=0), atol=1e-6)
+        assert (of_sites.std(axis=0) > 0).any()
+    assert not [name for name in load_file(folder / "weights" / "final.safetensors") if name in names], "it does not predict"
+
+
 @pytest.mark.parametrize(("restart", "fresh"), [("initial", True), ("continue", False)])
-def test_a_peer_starts_anew_where_the_cycles_do(
+def test_a_teacher_starts_anew_where_the_cycles_do(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str, fresh: bool
 ) -> None:
     given: list[bool] = []
@@ -206,7 +225,7 @@ def test_a_peer_starts_anew_where_the_cycles_do(
         return honest(site, *args, helpers=helpers, since=since)
 
     monkeypatch.setattr("client.app.train", train)
-    config = tiny_config(framework="cross_pseudo", local_steps=1)
+    config = tiny_config(local_steps=1)
     simulate(config, [f'federation.restart="{restart}"'], out=tmp_path / "run")
     assert given == [False, True, not fresh, True]
     simulate(config, [f'federation.restart="{restart}"'], out=tmp_path / "run", fresh=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from strategies.aggregate import Mean
-from strategies.sam_adapters import effective, initial_adapter, lora_a, split
+from strategies.sam_adapters import effective, initial_adapter, lora_a
 from strategies.sam_parts import SIZES, Parts
 
 SEED = 7
@@ -71,9 +71,3 @@ def test_gradients_flow_into_the_adapter(own: dict[str, torch.Tensor], adapt: st
     adapter = {n: t.requires_grad_() for n, t in tensors(initial_adapter("small", adapt=adapt, rank=4)).items()}
     sum(value.sum() for value in effective(own, adapter, seed=SEED).values()).backward()  # type: ignore[union-attr]
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in adapter.values())
-
-
-def test_split_takes_the_two_apart() -> None:
-    specialist, adapter = split({"conv.weight": 1, "sam.mask_decoder.x": 2, "sampler": 3})
-    assert specialist == {"conv.weight": 1, "sampler": 3}
-    assert adapter == {"sam.mask_decoder.x": 2}

@@ -32,7 +32,7 @@ def make_batch() -> Batch:
 
 
 def run(batch: Batch, student: nn.Module, peer: nn.Module) -> Outcome:
-    return cross_pseudo.terms(batch, student, {"peer": peer}, time=Time(0.5, 1.0), generator=torch.Generator())
+    return cross_pseudo.terms(batch, student, {"second": peer}, time=Time(0.5, 1.0), generator=torch.Generator())
 
 
 def logits(*pixels: list[float]) -> Tensor:

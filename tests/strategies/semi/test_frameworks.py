@@ -117,7 +117,7 @@ def test_the_table_says_what_each_framework_needs() -> None:
         "supervised": ({}, False, 1.0, True, False),
         "mean_teacher": ({"teacher": "average"}, True, 0.1, True, False),
         "uncertainty_aware": ({"teacher": "average"}, True, 0.1, True, False),
-        "cross_pseudo": ({"peer": "peer"}, True, 1.0, True, False),
+        "cross_pseudo": ({"second": "peer"}, True, 1.0, True, False),
         "unimatch": ({}, True, 1.0, False, True),
         "copy_paste": ({"teacher": "average"}, True, 1.0, False, True),
     }
