@@ -60,6 +60,10 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
     weights = wire.unpack_weights(message.content.array_records["weights"])
     path = site.workspace / "models" / "local.safetensors"
     models = load_models(path)
+    if models is None and path.exists():
+        site.log.warning(
+            "the weights kept from the last round can't be read: this round starts without what stays at a site (a teacher)"
+        )
     if models is None or not models.is_of(run=request.run, cycle=request.cycle, round=request.round):
         collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
         if not site.store.counts().get("labelled"):

@@ -18,13 +18,10 @@ from torch.nn import functional as F
 
 from client.sam_checkpoint import SamUnavailable, digest, path_of, read
 from strategies.sam_adapters import effective
-from strategies.sam_parts import SIZES, Parts, predict, to_pixels
+from strategies.sam_parts import SIZES, Parts, Size, predict, to_pixels
 from strategies.semi.prompts import Prompts
 
 __all__ = ["Sam", "SamUnavailable", "load_sam"]
-
-PREPROCESSING = 1
-"""Version of how images reach the encoder: raised when `to_pixels` changes, so that kept embeddings are not used."""
 
 _PIXELS_PER_BATCH = 16 * 128 * 128
 """Images are encoded so many input pixels at a time (one image at least): attention of a 1024 px image takes 0.8 GB."""
@@ -176,9 +173,17 @@ def _kept(path: Path, mtime_ns: int, size: int, device: torch.device) -> Sam:
 
 
 def _load(path: Path, device: torch.device) -> Sam:
-    fingerprint = hashlib.sha256(f"{digest(path)} preprocessing {PREPROCESSING}".encode()).hexdigest()
+    weights = digest(path)
     size, state = read(path)
+    fingerprint = hashlib.sha256(f"{weights} {_preprocessing(SIZES[size])}".encode()).hexdigest()
     with torch.device("meta"):
         parts = Parts(SIZES[size])
     parts.load_state_dict(state, assign=True)
     return Sam(parts, size=size, device=device, fingerprint=fingerprint)
+
+
+def _preprocessing(size: Size) -> str:
+    """What `to_pixels` makes of a probe, as hex: when that changes, kept embeddings are of other pixels and are not used."""
+    probe = torch.linspace(0.0, 1.0, 37 * 37).view(1, 1, 37, 37)
+    pixels = (64 * to_pixels(probe, size)).round().to(torch.int16)  # coarser than machines differ
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()

@@ -118,11 +118,17 @@ def _loss(
     """Mean loss of SAM's answers to moved prompts about each component of the truth."""
     side = sam.size.input_px
     scale = side / probs.shape[-1]
+    shrinks = side < probs.shape[-1]
+    components = prompts.components[:, None].float()
+    masks = F.interpolate(components, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)[:, 0] > 0.5
+    there = masks.flatten(1).any(1)  # what vanishes on SAM's grid would teach it to answer with nothing
+    if not bool(there.any()):
+        return sum(value.sum() for value in changed.values()) * torch.zeros((), device=sam.device)
+    prompts, masks = prompts.select(there), masks[there]
     moved = jittered(prompts, size=(probs.shape[-2], probs.shape[-1]), generator=generator, share=JITTER).to(sam.device)
-    masks = F.interpolate(prompts.components[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
     coarse = None
     if settings.mask:  # an earlier, coarser answer: the truth seen through a blur
-        blurred = F.avg_pool2d(probs, 7, stride=1, padding=3, count_include_pad=False)
+        blurred = F.avg_pool2d(probs, 3, stride=1, padding=1, count_include_pad=False)  # what is 2 px wide must outlast it
         coarse = sam.coarse(mask_prompts(prompts, blurred))
     clicks = moved.points.shape[1] > 0
     logits, iou = functional_call(
@@ -136,5 +142,5 @@ def _loss(
             "mask_logits": coarse,
         },
     )
-    loss, _ = answer_losses(logits, iou, (masks[:, 0] > 0.5).float().to(sam.device), prompts.boxes.to(sam.device) * scale)
+    loss, _ = answer_losses(logits, iou, masks.float().to(sam.device), prompts.boxes.to(sam.device) * scale)
     return loss

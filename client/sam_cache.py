@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,13 +129,16 @@ class EmbeddingCache:
             with FileLock(self.folder / ".lock"):
                 self._refresh()  # another process may have written since
                 row_bytes = rows[0].nbytes
-                place = 1 + max((entry.row for entry in self._entries.values()), default=-1)
                 entries = []
                 with self._rows_path.open("r+b" if self._rows_path.exists() else "x+b") as file:
+                    whole = file.seek(0, os.SEEK_END) // row_bytes
+                    used = Counter(entry.row for entry in self._entries.values() if entry.row < whole)
+                    place = 1 + max(used, default=-1)
                     for key, image, row in zip(keys, hashes, rows, strict=True):
                         known = self._entries.get(key)
-                        target = known.row if known else place
-                        place += known is None
+                        own = known is not None and used[known.row] == 1  # a damaged index may give one row to two cases
+                        target = known.row if known is not None and own else place
+                        place += not own
                         content = row.tobytes()
                         file.seek(target * row_bytes)
                         file.write(content)

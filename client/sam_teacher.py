@@ -27,7 +27,7 @@ from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
 from strategies.semi.sam_gate import gate
 from strategies.semi.sam_target import Target, target_from
-from strategies.semi.sam_trust import advantages, trust_from
+from strategies.semi.sam_trust import advantages, judges_from, trust_from
 
 SAM = "sam"
 """Under this name the adapter whose encoder a cycle uses stays at the site between its rounds."""
@@ -93,7 +93,7 @@ class SamTeacher:
         self.trust = torch.ones(len(plan.classes) + 1)
         """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
         self.judges = 0
-        """On how many patients that rests."""
+        """On how many patients that rests, in the class that rests on the fewest."""
 
     @property
     def is_trusted(self) -> bool:
@@ -125,7 +125,7 @@ class SamTeacher:
             prompts, masks, kept, probs = self._ask(cases, images, probs)
             shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
-        self.trust, self.judges = trust_from(torch.cat(shown), patients), len(set(patients))
+        self.trust, self.judges = trust_from(torch.cat(shown), patients), judges_from(torch.cat(shown), patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
         self._site.log.info("cycle %d, round %d: trust in SAM: %s", *self._when, told)
 

@@ -138,7 +138,9 @@ class Sam(Settings):
     negatives: Count = Field(2, description="prompt with so many clicks outside, where the class surely is not")
     mask: bool = Field(False, description="prompt with the prediction itself, as a coarse mask")
     beside: bool = Field(False, description="make prompts from the predictions of a slice and of those beside it together")
-    min_iou: Fraction = Field(0.7, description="keep a mask only above this predicted IoU; 0 asks for none")
+    min_iou: Fraction = Field(
+        0.5, description="keep a mask only above this predicted IoU; 0 asks for none. The small SAM rates its good masks .5 to .8"
+    )
     min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
     min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
     trust: bool = Field(

@@ -79,11 +79,16 @@ def _bundled(folder: Path) -> Path:
             "checkout (make install). The inline engine, without --engine, does not"
         )
     app = tomllib.loads(settings.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-    for pattern in ("pyproject.toml", "LICENSE", *app["fab-include"]):
-        for path in PROJECT.glob(pattern):
-            copy = folder / path.relative_to(PROJECT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+    try:
+        for pattern in ("pyproject.toml", "LICENSE", *app["fab-include"]):
+            for path in PROJECT.glob(pattern):
+                copy = folder / path.relative_to(PROJECT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+    except OSError as error:
+        raise ClusterFault(
+            f"cannot write {folder}: {error.strerror or error}. Free some space there and go on with --resume"
+        ) from error
     return folder
 
 

@@ -84,8 +84,8 @@ def training(
 
     Raises:
         PretrainFault: numbers that make no sense, a device that is not there, a checkpoint to resume from that is missing
-            or of another recipe, weights to start from that are not a small SAM's, or a loss that is no longer finite; what
-            was saved before stays.
+            or of another recipe, weights to start from that are not a small SAM's or are `out` itself, or a loss that is no
+            longer finite; what was saved before stays.
         SamUnavailable: the weights to start from can't be read.
         configs.files.StorageFault: `out` can't be written.
     """
@@ -93,6 +93,10 @@ def training(
         raise PretrainFault(
             f"pretraining needs one step and one image a batch at least: steps = {steps}, batch = {batch} (no steps at all, with "
             "weights to start from, train the IoU head alone)"
+        )
+    if start and path_of(start).resolve() == out.resolve():
+        raise PretrainFault(
+            f"{out} can't be both where the run starts and what it writes, or it could not be resumed: choose another --out"
         )
     if steps == 0 and checkpoint_of(out).exists():
         raise PretrainFault(f"{out.parent} holds a run that is not over: finish it with --resume, or choose another --out")
@@ -131,7 +135,7 @@ def training(
         if not bool(told.isfinite().all()):
             raise PretrainFault(
                 f"the loss became {float(told[0])} in step {step + 1}. What was saved before it is kept: start from it with "
-                f"--start {out} and another --seed"
+                f"--start {out}, another --seed and another --out"
             )
         sums += told
         counted += 1

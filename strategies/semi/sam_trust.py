@@ -84,6 +84,17 @@ def trust_from(advantages: Tensor, patients: Sequence[str]) -> Tensor:
     return trust
 
 
+def judges_from(advantages: Tensor, patients: Sequence[str]) -> int:
+    """How many patients stand behind the trust of the class with the fewest; a class that nobody judged tells of nobody.
+
+    Args:
+        advantages, patients: as `trust_from` takes them.
+    """
+    informative = ~advantages.isnan()
+    behind = [len({patients[row] for row in column.nonzero().flatten().tolist()}) for column in informative.T]
+    return min((count for count in behind if count), default=len(set(patients)))
+
+
 def _dice(masks: Tensor, truth: Tensor) -> Tensor:
     """Dice of (B, C, H, W) bool masks: (B, C), 1 where both are empty."""
     overlap = (masks & truth).sum((2, 3)).float()

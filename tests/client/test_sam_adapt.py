@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from client import sam_adapt
 from client.sam import Sam, load_sam
 from client.sam_adapt import JITTER, Lesson, fold, train_adapter
 from configs.schema import Sam as Settings
 from strategies.records import Case
 from strategies.sam_adapters import initial_adapter
+from strategies.sam_losses import answer_losses
 from strategies.sam_parts import Parts
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
@@ -143,6 +145,49 @@ def test_images_without_an_object_teach_nothing(small: Sam, value: int) -> None:
     empty = Lesson(given.images, torch.full_like(given.labels, value), given.embeddings)
     learned, loss = train_adapter(small, start, empty, settings, classes=2, seed=1, generator=torch.Generator())
     assert loss is None
+    assert all((array == 0).all() for array in learned.values())
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_it_is_never_taught_to_answer_with_nothing(small: Sam, monkeypatch: pytest.MonkeyPatch, mask: bool) -> None:
+    """A line a pixel wide may vanish on SAM's smaller grid; one of three stays, also in the coarse mask that goes with it."""
+    masks: list[Tensor] = []
+    coarse: list[Tensor] = []
+    loss, forward = answer_losses, Parts.forward
+
+    def watched(logits: Tensor, iou: Tensor, truth: Tensor, boxes: Tensor) -> Any:
+        masks.append(truth)
+        return loss(logits, iou, truth, boxes)
+
+    def seen(self: Parts, embeddings: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        coarse.extend([] if how["mask_logits"] is None else [how["mask_logits"]])
+        return forward(self, embeddings, **how)
+
+    monkeypatch.setattr(sam_adapt, "answer_losses", watched)
+    monkeypatch.setattr(Parts, "forward", seen)
+    settings, start = new("decoder")
+    labels = torch.zeros(2, 128, 128, dtype=torch.int64)
+    labels[0, 20:70, 31] = 1
+    labels[0, 90:93, 20:70] = 2
+    labels[1, 5, 5] = 1
+    images = torch.rand(2, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    how = settings.model_copy(update={"adapt_steps": 4, "mask": mask})
+    given = Lesson(images, labels, small.encode(images).half())
+    train_adapter(small, start, given, how, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
+    assert masks
+    assert all((each.flatten(1).sum(1) > 0).all() for each in masks)
+    assert max(float(each.sum((1, 2)).max()) for each in masks) > 70, "the line of three pixels, at three quarters of its size"
+    assert (len(coarse) > 0) is mask
+    assert all((each.flatten(1).max(1).values > 0).any() for each in coarse)
+
+
+def test_a_lesson_of_nothing_that_sam_could_see_changes_nothing(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.sam_adapt.F.interpolate", lambda x, size, **_: torch.zeros(len(x), 1, *size))
+    settings, start = new("decoder")
+    learned, loss = train_adapter(
+        small, start, lesson(small, embedded=True), settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert loss == 0
     assert all((array == 0).all() for array in learned.values())
 
 

@@ -148,6 +148,21 @@ def _swap_rows(folder: Path) -> None:
     index_file(folder).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _share_a_row(folder: Path) -> None:
+    _set_row(folder, line=1, row=0)
+
+
+def _point_far_out(folder: Path) -> None:
+    """Behind so many rows the disk would be full."""
+    _set_row(folder, line=1, row=10**12)
+
+
+def _set_row(folder: Path, *, line: int, row: int) -> None:
+    lines = [json.loads(line) for line in index_file(folder).read_text().splitlines()]
+    lines[line]["row"] = row
+    index_file(folder).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def _lose_rows(folder: Path) -> None:
     rows_file(folder).unlink()
 
@@ -164,6 +179,8 @@ def _lose_index(folder: Path) -> None:
         (_tear_index, 1),
         (_spoil_index, 2),
         (_swap_rows, 2),
+        (_share_a_row, 1),
+        (_point_far_out, 1),
         (_lose_rows, 4),
         (_lose_index, 4),
     ],

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from segment_anything.build_sam import build_sam_vit_b  # isort: skip
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from client.sam import PREPROCESSING, SamUnavailable, load_sam
+from client.plan import Plan
+from client.sam import SamUnavailable, load_sam
 from client.sam_cache import EmbeddingCache
 from client.sam_checkpoint import SMALL, read
+from client.sam_teacher import SamTeacher
+from client.site import Site, Slices
+from strategies.records import Weights
 from strategies.sam_parts import SIZES, Parts, recognise, to_pixels
 from strategies.semi.prompts import mask_prompts, prompts_from
 from strategies.semi.sam_gate import gate
@@ -40,7 +45,9 @@ def test_every_size_is_recognised_by_its_shapes_alone_and_only_when_whole(name: 
     assert recognise({**state, key: torch.empty(2, 3, device="meta")}) is None
 
 
-def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp_path: Path) -> None:
+def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(
+    joined: Callable[..., tuple[Site, Plan, Weights]], tmp_path: Path
+) -> None:
     """Random weights, saved as the official file is: a state dictionary through torch.save."""
     path = tmp_path / "sam_vit_b_01ec64.pth"
     torch.manual_seed(0)
@@ -50,7 +57,8 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp
     assert sam.name == "vit_b"
     assert sam.embedding_shape == (256, 64, 64)
     assert all(torch.equal(value, sam.parts.state_dict()[key]) for key, value in official.state_dict().items())
-    sam.parts.image_encoder.blocks = sam.parts.image_encoder.blocks[:3]  # two windowed, one global: the rest is more of both
+    for parts in (sam.parts, official):  # two windowed blocks, one global: the rest is more of both
+        parts.image_encoder.blocks = parts.image_encoder.blocks[:3]
     image = torch.rand(1, 1, 64, 64)
     pixels = to_pixels(image, sam.size)
     assert pixels.shape == (1, 3, 1024, 1024)
@@ -66,6 +74,8 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp
     kept = EmbeddingCache(tmp_path / "cache", sam).embeddings(["case"], image)
     assert computed.shape == (1, 256, 64, 64)
     assert computed.dtype == torch.float16
+    with torch.no_grad():
+        assert torch.allclose(computed.float(), official.image_encoder(official.preprocess(255 * large)), atol=2e-2)
     assert torch.equal(computed, kept)
     assert cache.folder.joinpath("embeddings.f16").stat().st_size == 2 * 256 * 64 * 64
     logits, iou = sam.decode(kept, prompts, size=(64, 64), mask_logits=mask_prompts(prompts, probs))
@@ -75,6 +85,17 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(tmp
     passed = gate(logits > 0, prompts.components, iou, min_iou=0.0, min_agreement=0.0)
     target = target_from(prompts, logits > 0, passed, probs)
     assert sam_loss(torch.zeros(1, 2, 64, 64), target).isfinite()
+
+    open_gate = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
+    site, plan, _ = joined(*open_gate, f"sam.checkpoint={path}", labels=0)
+    slices = Slices(site, plan.preprocess)
+    teacher = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialists=[])
+    cases = site.store.cases("unlabelled")[:1]
+    seen = torch.zeros(1, 3, 32, 32)
+    seen[:, 0], seen[:, 1, 4:20, 4:20] = 0.1, 0.9
+    said = teacher.target(cases, slices.take(cases), seen / seen.sum(1, keepdim=True))
+    assert said.classes.shape == (1, 32, 32)
+    assert (said.weight > 0).any(), "as a site asks it in a round"
 
 
 @pytest.mark.parametrize("wrap", ["model", "state_dict", "module"])
@@ -171,7 +192,7 @@ def test_embeddings_of_another_preprocessing_are_not_used(tmp_path: Path, monkey
     path = tmp_path / "own.safetensors"
     shutil.copy(SMALL, path)
     before = load_sam("small", device="cpu")
-    monkeypatch.setattr("client.sam.PREPROCESSING", PREPROCESSING + 1)
+    monkeypatch.setattr("client.sam.to_pixels", lambda images, size: 0.99 * to_pixels(images, size))
     after = load_sam(str(path), device="cpu")
     assert after.fingerprint != before.fingerprint
     assert EmbeddingCache(tmp_path, after).folder != EmbeddingCache(tmp_path, before).folder

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from client.plan import Plan
 from client.sam import Sam, load_sam
+from client.sam_adapt import Lesson
 from client.sam_teacher import SamTeacher
 from client.site import Site, Slices
 from strategies.records import Case, Weights
@@ -194,6 +195,51 @@ def test_the_sam_that_is_asked_is_the_one_that_has_learned(joined: Make, monkeyp
     adapted = load_sam("small", device="cpu").adapted(learned, seed=made[1].seed)
     expected, _ = decode(adapted, adapted.encode(images).half(), asked[1], size=(SIDE, SIDE))
     assert torch.allclose(said[1], expected, atol=1e-4)
+
+
+def test_what_is_said_of_an_image_depends_on_that_image_alone(joined: Make) -> None:
+    """Neither embedding nor prompts of another image of the batch."""
+    made = joined(*OPEN, labels=0)
+    cases, images = in_the_middle(made, 2)
+    probs = torch.cat([prediction(), prediction().flip(2)])
+    together = teacher(made).target(cases, images, probs)
+    for n in range(2):
+        alone = teacher(made).target(cases[n : n + 1], images[n : n + 1], probs[n : n + 1])
+        assert torch.equal(together.classes[n], alone.classes[0])
+        assert torch.allclose(together.weight[n], alone.weight[0])
+    others = teacher(made).target(cases, images.flip(0), probs)
+    assert all(not torch.equal(one, other) for one, other in zip(together.classes, others.classes, strict=True))
+
+
+def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons: list[Lesson] = []
+
+    def watched(sam: Sam, adapter: dict[str, Tensor], lesson: Lesson, *_: Any, **__: Any) -> tuple[dict[str, Tensor], None]:
+        lessons.append(lesson)
+        return adapter, None
+
+    monkeypatch.setattr("client.sam_teacher.train_adapter", watched)
+    made = joined(*OPEN, "sam.adapt=decoder", labels=4)
+    site, plan, _ = made
+    cases, slices = site.store.cases("labelled"), Slices(site, plan.preprocess)
+    start = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt="decoder", rank=4).items()}
+    taught = teacher(made, adapter=start)
+
+    def take(rows: Any) -> tuple[list[Case], Tensor, Tensor]:
+        chosen = [cases[row] for row in rows]
+        return chosen, slices.take(chosen), slices.labels(chosen)
+
+    taught.meet(cases, take)
+    taught.learn(take)
+    (lesson,) = lessons
+    assert lesson.embeddings is not None
+    assert len(lesson.images) == len(cases) == 4
+    assert torch.allclose(lesson.embeddings.float(), load_sam("small", device="cpu").encode(lesson.images), atol=2e-2)
+    by_image = {image.numpy().tobytes(): labels for image, labels in zip(slices.take(cases), slices.labels(cases), strict=True)}
+    assert all(
+        torch.equal(labels.long(), by_image[image.numpy().tobytes()].long())
+        for image, labels in zip(lesson.images, lesson.labels, strict=True)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- what of it counts

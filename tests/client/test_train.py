@@ -123,14 +123,19 @@ def test_within_a_round_the_teacher_follows_the_student(joined: Make, monkeypatc
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(joined: Make, framework: str) -> None:
+def test_sam_takes_part_in_every_framework_and_its_term_has_a_gradient(
+    joined: Make, monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
     site, plan, weights = joined(*OPEN, "sam.weight=5.0", f'train.framework="{framework}"')
     with_sam = train(site, plan, NOW, weights, helpers={})
     assert with_sam.losses["sam"] > 0
     without = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
     plain = train(site, without, NOW, weights, helpers={})
     assert "sam" not in plain.losses
-    assert not same(with_sam.model, plain.model)
+    monkeypatch.setattr("client.train.sam_loss", lambda *given: sam_loss(*given).detach())
+    mute = train(site, plan, NOW, weights, helpers={})  # the same images and draws: only the gradient is missing
+    assert mute.losses["sam"] > 0
+    assert not same(with_sam.model, mute.model)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests_support import events
 
 from client.annotate.show import render_worklist
 from client.faults import SiteFault
+from client.models import LocalModels, save_models
 from configs.files import StorageFault, read_object
 from simulation.run import simulate
 
@@ -75,6 +76,21 @@ def test_what_preparing_left_is_made_again_where_it_is_damaged(tiny_config: Conf
     path.unlink()
     simulate(config, out=folder, resume=True, prepare_only=True)
     assert content() == before
+
+
+def test_damaged_models_of_a_site_cost_what_stays_there_and_the_log_says_so(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(path: Path, models: LocalModels) -> None:
+        save_models(path, models)
+        path.write_bytes(path.read_bytes()[:100])
+
+    monkeypatch.setattr("client.app.save_models", torn)
+    folder = simulate(tiny_config(cycles=1), out=tmp_path / "run")
+    assert events(folder)[-1]["event"] == "end"
+    for site in ("north", "south", "west"):
+        log = (folder / "sites" / site / "site.log").read_text()
+        assert log.count("what stays at a site (a teacher)") == 1, "in the second round, not in the first"
 
 
 def test_a_damaged_database_is_named_and_costs_only_its_site(tiny_config: Config, tmp_path: Path) -> None:

@@ -86,6 +86,10 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     torch.save(Parts(SIZES["vit_b"]).state_dict(), tmp_path / "b.pth")
     with pytest.raises(PretrainFault, match=r"b\.pth is a vit_b"):
         next(training(second, steps=2, batch=1, start=str(tmp_path / "b.pth")))
+    kept = first.read_bytes()
+    with pytest.raises(PretrainFault, match=r"first\.safetensors can't be both .*another --out"):
+        next(training(first, steps=2, batch=1, start=str(first)))
+    assert first.read_bytes() == kept
 
 
 def test_without_steps_the_ratings_alone_are_trained_on_answers_as_they_are_given_in_use(

@@ -205,6 +205,14 @@ def test_a_mask_prompt_says_what_the_prediction_says_of_its_object_and_of_nothin
     assert certain.abs().max() == 8
 
 
+def test_mask_prompts_are_of_the_image_that_was_asked_about() -> None:
+    """The published code hands the first image's to all."""
+    one, other = disc(64, 20, 20, 8), disc(64, 44, 44, 8)
+    probs = probabilities(torch.stack([one, other]), 1)
+    masks = mask_prompts(prompts_from(probs), probs)
+    assert torch.equal(masks > 0, torch.stack([one, other]))
+
+
 def test_mask_prompts_take_the_class_that_was_asked_for() -> None:
     first, second = disc(64, 20, 20, 8), disc(64, 44, 44, 8)
     probs = probabilities((first.int() + 2 * second.int())[None], 2)

@@ -34,16 +34,6 @@ def test_up_never_falls_down_never_rises_and_they_mirror(first: float, second: f
     assert ramp_down(first, total=400, length=length) == ramp_up(400 - first, length=length)
 
 
-def test_ramps_do_not_restart_at_a_round() -> None:
-    """Three rounds of 20 steps are the same sequence as one of 60."""
-    local_steps = 20
-    rounds = [ramp_up(index * local_steps + step, length=30) for index in range(3) for step in range(local_steps)]
-    assert rounds == [ramp_up(t, length=30) for t in range(60)]
-    assert rounds == sorted(rounds)
-    assert rounds[local_steps] > rounds[local_steps - 1] > 10 * rounds[0]
-    assert rounds[30:] == [1.0] * 30
-
-
 @pytest.mark.parametrize("length", [0, -1, float("nan")])
 def test_a_ramp_without_length_is_refused(length: float) -> None:
     with pytest.raises(ValueError, match="length"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
-from strategies.semi.sam_trust import advantages, trust_from
+from strategies.semi.sam_trust import advantages, judges_from, trust_from
 
 SIDE = 24
 
@@ -128,3 +128,12 @@ def test_the_order_of_images_does_not_matter(order: list[int]) -> None:
 def test_rows_and_patients_must_match() -> None:
     with pytest.raises(ValueError, match="2 rows of advantages for 1 patients"):
         trust_from(torch.zeros(2, 1), ["a"])
+
+
+def test_as_many_judge_as_stand_behind_the_class_with_the_fewest() -> None:
+    """A trust that one patient alone made would tell of that patient."""
+    nan = float("nan")
+    shown = torch.tensor([[0.1, nan, nan], [0.2, 0.2, nan], [0.1, 0.3, nan], [nan, nan, nan]])
+    assert judges_from(shown, ["a", "b", "b", "c"]) == 1, "class 2 rests on b"
+    assert judges_from(shown[:, :1], ["a", "b", "b", "c"]) == 2
+    assert judges_from(shown[:, 2:], ["a", "b", "b", "c"]) == 3, "nobody saw anything: no trust, which tells of nobody"
