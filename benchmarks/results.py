@@ -243,7 +243,8 @@ def commit() -> str:
 
 def written_by(program: str) -> str:
     """The sentence on top of a page: by what, at which commit, on which machine."""
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, Python {platform.python_version()}"
     return f"Written by `python benchmarks/{program}` at commit {commit()}, on {machine}."
 
 

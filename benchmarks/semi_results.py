@@ -1,13 +1,14 @@
 """The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
 
-    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central benchmarks] [--seeds 5] [--write]
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central benchmarks] [--seeds 5]
+                                                                   [--full] [--write]
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. Supervised training and the two best frameworks, these without SAM and with the kind of help
 that did better in the screening, then go to the test patients with several seeds, with two labelled slices a site, with
 one labelled patient a site, and with all; and, for comparison with published numbers, with three labelled patients and no
 federation. Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes on; on
-two cores, start the same command twice. With --write nothing is run.
+two cores, start the same command twice. With --full all is of full size, for a GPU. With --write nothing is run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from results import (
@@ -28,7 +31,6 @@ from results import (
     recorded,
     run_benchmark,
     run_job,
-    with_interval,
     write_page,
     written_by,
 )
@@ -37,12 +39,11 @@ from torch import Tensor
 
 from client.sam import Sam
 from configs.files import write_bytes
-from strategies.comparison import paired_bootstrap
+from strategies.comparison import bootstrap, paired_bootstrap
 from strategies.sam_parts import SIZES, Parts
 from strategies.semi import FRAMEWORKS
 from strategies.semi.prompts import Prompts
 
-PAGE = ROOT / "docs" / "results" / "semi.md"
 RANDOM_SAM = ROOT / "runs" / "semi" / "random_sam.safetensors"
 HELP = {
     "no SAM": ("sam.enabled=false",),
@@ -63,19 +64,45 @@ LABELS = {
 }
 """What is labelled. Two slices are two that show a class; three patients are those of one site that has everybody."""
 
-ROUNDS, LOCAL_STEPS = 40, 25
-STEPS = (
-    f"train.rounds_per_cycle={ROUNDS}",
-    f"train.local_steps={LOCAL_STEPS}",
-    "train.batch_labelled=4",
-    "train.batch_unlabelled=4",
-    "save_pictures=false",
-)
-"""The same steps for every run of the page. With a quarter of them a federated model is half trained; batches twice as large
-cost 1.7 times as much, and of two labelled slices show the same two four times."""
 
-NETWORK = {"hippocampus": (), "acdc": ("preprocess.size_px=96", "network.name=unet_small")}
-"""What fits two cores."""
+@dataclass(frozen=True)
+class Scale:
+    """How large the runs of a page are: the same steps for all of them, and networks by data set.
+
+    With a quarter of the steps on two cores a federated model is half trained; batches twice as large cost 1.7 times as
+    much, and of two labelled slices show the same two four times.
+    """
+
+    page: Path
+    rounds: int
+    local_steps: int
+    batch: int
+    network: Mapping[str, tuple[str, ...]]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Overrides of every run."""
+        batches = (f"train.batch_labelled={self.batch}", f"train.batch_unlabelled={self.batch}")
+        return (f"train.rounds_per_cycle={self.rounds}", f"train.local_steps={self.local_steps}", *batches, "save_pictures=false")
+
+
+PAGES = ROOT / "docs" / "results"
+TWO_CORES = Scale(
+    PAGES / "semi.md",
+    rounds=40,
+    local_steps=25,
+    batch=4,
+    network={"hippocampus": (), "acdc": ("preprocess.size_px=96", "network.name=unet_small")},
+)
+FULL = Scale(
+    PAGES / "semi_full.md",
+    rounds=80,
+    local_steps=50,
+    batch=8,
+    network={"hippocampus": ("network.name=unet",), "acdc": ("preprocess.size_px=128",)},
+)
+scale = TWO_CORES
+"""Of this run of the program."""
 
 SETS = ("hippocampus", "acdc")
 PARTS = ("screen", "final", "central")
@@ -86,7 +113,7 @@ FEW = "two slices a site"
 def job(data: str, framework: str, help_: str, labels: str) -> Job:
     """One cell of the page, not seeded yet."""
     name = "-".join([data, framework, help_.replace(" ", "_"), labels.replace(" ", "_")])
-    overrides = (f"train.framework={framework}", *HELP[help_], *LABELS[labels], *STEPS, *NETWORK[data])
+    overrides = (f"train.framework={framework}", *HELP[help_], *LABELS[labels], *scale.steps, *scale.network[data])
     return Job(name, f"configs/{data}.toml", overrides, group=data)
 
 
@@ -94,7 +121,7 @@ def worthless(framework: str, which: str) -> Job:
     """A run with a SAM that knows nothing, on hippocampus with two slices a site."""
     checkpoint = (f"sam.checkpoint={RANDOM_SAM}",) if which == "random SAM" else ()
     open_gate = ("sam.min_iou=0.0", "sam.min_agreement=0.0")  # or the gate would silence it, and trust had nothing to show
-    overrides = (f"train.framework={framework}", *HELP["SAM"], *open_gate, *checkpoint, *LABELS[FEW], *STEPS)
+    overrides = (f"train.framework={framework}", *HELP["SAM"], *open_gate, *checkpoint, *LABELS[FEW], *scale.steps)
     name = f"hippocampus-{framework}-{which.replace(' ', '_')}-{FEW.replace(' ', '_')}"
     return Job(name, "configs/hippocampus.toml", overrides, group="hippocampus")
 
@@ -108,7 +135,7 @@ def run_worthless(of: Job) -> None:
     if "box" in of.name:
         Sam.decode = box_itself  # type: ignore[method-assign]
     try:
-        run_job(of, PAGE.stem)
+        run_job(of, scale.page.stem)
     finally:
         Sam.decode = honest  # type: ignore[method-assign]
 
@@ -125,7 +152,7 @@ def box_itself(self: Sam, embeddings: Tensor, prompts: Prompts, *, size: tuple[i
 def run_any(of: Job) -> None:
     """Run a job, with a SAM that knows nothing where it asks for one."""
     knows_nothing = any(which.replace(" ", "_") in of.name for which in WORTHLESS)
-    run_worthless(of) if knows_nothing else run_job(of, PAGE.stem)
+    run_worthless(of) if knows_nothing else run_job(of, scale.page.stem)
 
 
 def screening() -> list[Job]:
@@ -134,7 +161,7 @@ def screening() -> list[Job]:
 
 def runs_of(of: Job, seeds: int) -> dict[int, Ended]:
     """The records of a job by seed, as far as they are there."""
-    found = {seed: recorded(PAGE.stem, of.seeded(seed).name) for seed in range(seeds)}
+    found = {seed: recorded(scale.page.stem, of.seeded(seed).name) for seed in range(seeds)}
     return {seed: run for seed, run in found.items() if run is not None}
 
 
@@ -173,7 +200,8 @@ def compared(data: str, labels: str) -> list[Job]:
 def final() -> list[Job]:
     """What is measured on test patients: supervised and the best two, with and without SAM, few labels and all.
 
-    With every case labelled nothing is left for a framework or for SAM to say, so there all are supervised training.
+    With every case labelled nothing is left for SAM to say, nor for a framework that asks nothing of labelled images; the
+    same to the last digit in every seed, so `all_with_sam` shows it once.
     """
     jobs = [of for data in SETS for labels in (FEW, "one patient a site") for of in compared(data, labels)]
     jobs += [job(data, "supervised", "no SAM", "all") for data in SETS]
@@ -181,9 +209,8 @@ def final() -> list[Job]:
 
 
 def all_with_sam() -> list[Job]:
-    """The best framework and SAM with all labels, once: shown to be supervised training, to the last digit."""
-    best = best_two()[0]
-    return [job(data, best, helps(best)[-1], "all") for data in SETS]
+    """The best two frameworks and SAM with all labels, once: what remains of them where no image is unlabelled."""
+    return [job(data, framework, helps(framework)[-1], "all") for data in SETS for framework in best_two()]
 
 
 def central() -> list[Job]:
@@ -229,13 +256,14 @@ def final_table(jobs: list[Job], seeds: int) -> list[str]:
         runs = runs_of(of, seeds)
         if not runs:
             continue
-        means = [statistics.mean(run.patients["test"].values()) for run in runs.values()]
+        mean, lower, upper = bootstrap([run.patients["test"] for run in runs.values()])
+        dice = f"{mean:.3f} [{lower:.3f}, {upper:.3f}] ({len(runs)} seed{'s' * (len(runs) > 1)})"
         told = ""
         if help_ != "no SAM":
             beside = "supervised" if labels == "all" else framework.replace(" ", "_")
             gain = apart(runs, runs_of(job(data, beside, "no SAM", labels), seeds))
             told = "" if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
-        lines.append(f"| {data} | {labels} | {framework} | {help_} | {with_interval(means)} | {told} |")
+        lines.append(f"| {data} | {labels} | {framework} | {help_} | {dice} | {told} |")
     return lines
 
 
@@ -282,7 +310,7 @@ def claims(seeds: int) -> list[Claim]:
     for which in WORTHLESS:
         without = job("hippocampus", best_two()[0], "no SAM", FEW)
         add(f"a {which} costs {best_two()[0]} no more than .01", worthless(best_two()[0], which), without, least=-0.01)
-    return rows + benchmark_rows(PAGE.stem, BENCHMARKS)
+    return rows + benchmark_rows(scale.page.stem, BENCHMARKS)
 
 
 def _method(of: Job) -> str:
@@ -299,7 +327,7 @@ def unfinished(seeds: int) -> list[str]:
     """A paragraph that says how much of the page is still to be measured; nothing where all is there."""
     rest = wanted(seeds, PARTS)
     asked = [*((of, 0) for of in screening()), *rest]
-    done, all_ = sum(recorded(PAGE.stem, of.seeded(seed).name) is not None for of, seed in asked), len(asked)
+    done, all_ = sum(recorded(scale.page.stem, of.seeded(seed).name) is not None for of, seed in asked), len(asked)
     if rest and done == all_:
         return []
     told = f"**Not finished: {done} of {all_} runs are done**" + (
@@ -310,14 +338,14 @@ def unfinished(seeds: int) -> list[str]:
 
 def compose(seeds: int) -> None:
     command = screening()[0].seeded(0).command
-    promised = claims(seeds) if screened() else benchmark_rows(PAGE.stem, BENCHMARKS)  # test patients are read at the end
+    promised = claims(seeds) if screened() else benchmark_rows(scale.page.stem, BENCHMARKS)  # test patients are read at the end
     text = [
         "# Semi-supervised learning with SAM: what comes out",
         "",
         written_by("semi_results.py"),
         "Dice is the mean over held-out patients, of the mean over classes, on the original grid. The same steps for every run:",
-        f"{ROUNDS} rounds of {LOCAL_STEPS} local steps. An interval after ± is a 95 % t interval over seeds (0, 1, 2 in order);",
-        "one in brackets a 95 % bootstrap interval of the paired difference over seeds and patients.",
+        f"{scale.rounds} rounds of {scale.local_steps} local steps, {scale.batch} labelled and {scale.batch} unlabelled images each.",
+        "Intervals in brackets are 95 % bootstrap intervals over seeds (0, 1, 2 in order) and patients, of differences paired.",
         "",
         "SAM counts as far as it helps on a site's validation patients, so runs with SAM have used the masks of up to 32",
         "validation slices a round that runs without it have not, and the screening, on the same patients, may favour it. Test",
@@ -340,7 +368,8 @@ def compose(seeds: int) -> None:
     ]
     if screened():
         text += ["## Test Dice", "", *final_table([*final(), *all_with_sam(), *central()], seeds), ""]
-    write_page(PAGE, text, promised)
+        text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
+    write_page(scale.page, text, promised)
 
 
 def main() -> None:
@@ -348,7 +377,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*PARTS, "benchmarks"), default=PARTS)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one, of the runs on test patients")
     parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
+    parser.add_argument("--full", action="store_true", help="full size, for a GPU: a page and records of its own, semi_full")
     given = parser.parse_args()
+    global scale
+    scale = FULL if given.full else TWO_CORES
     if not given.write:
         for of in screening() if "screen" in given.only else ():
             run_any(of.seeded(0))
@@ -357,7 +389,7 @@ def main() -> None:
         for of, seed in wanted(given.seeds, given.only):
             run_any(of.seeded(seed))
         for name in BENCHMARKS if "benchmarks" in given.only else ():
-            run_benchmark(name, PAGE.stem)
+            run_benchmark(name, scale.page.stem)
     compose(given.seeds)
 
 

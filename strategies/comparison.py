@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def paired_bootstrap(
@@ -18,10 +19,26 @@ def paired_bootstrap(
     patients = sorted(ours[0])
     if len(ours) != len(theirs) or any(sorted(one) != patients for one in (*ours, *theirs)):
         raise ValueError("a paired comparison needs the same seeds and patients on both sides")
-    apart = np.array([[a[p] - b[p] for p in patients] for a, b in zip(ours, theirs, strict=True)])
+    return _resampled(np.array([[a[p] - b[p] for p in patients] for a, b in zip(ours, theirs, strict=True)]), draws, seed)
+
+
+def bootstrap(runs: Sequence[Mapping[str, float]], *, draws: int = 4000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a method and its 95 % interval, resampling seeds and patients.
+
+    Args:
+        runs: one mapping for each seed, patient to Dice; the same patients.
+    """
+    patients = sorted(runs[0])
+    if any(sorted(run) != patients for run in runs):
+        raise ValueError("a mean over seeds and patients needs the same patients in each run")
+    return _resampled(np.array([[run[p] for p in patients] for run in runs]), draws, seed)
+
+
+def _resampled(values: NDArray[np.float64], draws: int, seed: int) -> tuple[float, float, float]:
+    """Mean of values (seeds, patients), and percentiles 2.5 and 97.5 of the mean over resampled rows and columns."""
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, apart.shape[0], (draws, apart.shape[0]))
-    columns = rng.integers(0, apart.shape[1], (draws, apart.shape[1]))
-    means = np.array([apart[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
+    rows = rng.integers(0, values.shape[0], (draws, values.shape[0]))
+    columns = rng.integers(0, values.shape[1], (draws, values.shape[1]))
+    means = np.array([values[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
     low, high = np.percentile(means, (2.5, 97.5))
-    return float(apart.mean()), float(low), float(high)
+    return float(values.mean()), float(low), float(high)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from strategies.comparison import paired_bootstrap
+from strategies.comparison import bootstrap, paired_bootstrap
 
 
 def runs(effect: float, *, seeds: int = 5, patients: int = 20, noise: float = 0.02, of: int = 0) -> list[dict[str, float]]:
@@ -46,3 +46,10 @@ def test_what_is_not_paired_is_not_compared() -> None:
         paired_bootstrap([{"a": 0.1}], [{"b": 0.1}])
     with pytest.raises(ValueError, match="same seeds and patients"):
         paired_bootstrap([{"a": 0.1}], [{"a": 0.1}, {"a": 0.2}])
+
+
+def test_the_mean_of_one_method_has_the_interval_of_its_difference_to_nothing() -> None:
+    ours = runs(0.0, seeds=3)
+    assert bootstrap(ours) == paired_bootstrap(ours, [dict.fromkeys(run, 0.0) for run in ours])
+    with pytest.raises(ValueError, match="same patients"):
+        bootstrap([{"a": 0.1}, {"b": 0.1}])
