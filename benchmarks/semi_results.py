@@ -344,7 +344,7 @@ def compose(seeds: int) -> None:
         "",
         written_by("semi_results.py"),
         "Dice is the mean over held-out patients, of the mean over classes, on the original grid. The same steps for every run:",
-        f"{scale.rounds} rounds of {scale.local_steps} local steps, {scale.batch} labelled and {scale.batch} unlabelled images each.",
+        f"{scale.rounds} rounds of {scale.local_steps} local steps, {scale.batch} labelled and {scale.batch} unlabelled images.",
         "Intervals in brackets are 95 % bootstrap intervals over seeds (0, 1, 2 in order) and patients, of differences paired.",
         "",
         "SAM counts as far as it helps on a site's validation patients, so runs with SAM have used the masks of up to 32",
