@@ -27,7 +27,7 @@ from strategies.records import Case
 from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
 from strategies.semi.sam_gate import gate
 from strategies.semi.sam_target import Target, target_from
-from strategies.semi.sam_trust import advantages, judges_from, trust_from
+from strategies.semi.sam_trust import advantages, gain_from, judges_from, trust_from
 
 SAM = "sam"
 """Under this name the adapter whose encoder a cycle uses stays at the site between its rounds."""
@@ -81,13 +81,12 @@ class SamTeacher:
         self._adapter = dict(adapter)
         self.kept: dict[str, dict[str, Tensor]] = {}
         """What must stay at the site until the next round."""
+        learned = adapter
         if plan.sam.adapt == "lora":
-            self._adapter_of_cycle = dict(adapter if cycle_adapter is None else cycle_adapter)
-            self.kept[SAM] = self._adapter_of_cycle
-            self._sam = self._base.adapted(self._adapter_of_cycle, seed=plan.seed)
-        else:
-            self._sam = self._base.adapted(adapter, seed=plan.seed)
+            learned = self.kept[SAM] = dict(adapter if cycle_adapter is None else cycle_adapter)
+        self._sam = self._base.adapted(learned, seed=plan.seed)
         self._cache = _cache(site, self._sam, adapted=plan.sam.adapt == "lora")
+        self._has_learned = any(bool((value != 0).any()) for value in learned.values())
         self._generator = torch_generator(plan.seed, site.name, *when, "sam")
         self._learns_from: list[int] = []
         self.trust = torch.ones(len(plan.classes) + 1)
@@ -107,6 +106,9 @@ class SamTeacher:
         Others are the site's validation patients: no network has trained on them, so specialist and SAM are both met as on
         an unlabelled image. A site without any compares them on labelled cases that have not taught SAM; the specialist
         has trained on these, and SAM is trusted too little.
+
+        What SAM has learned must earn its place as well: where the checkpoint's own SAM adds more, that is asked in this
+        round. From a few labels a decoder may learn to follow its prompt, and a SAM that repeats the specialist is none.
         """
         if self._adapter:
             self._learns_from = taught_by(self._site, labelled)
@@ -118,16 +120,26 @@ class SamTeacher:
         rng = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust")
         rows = np.sort(rng.permutation(judges)[:TRUST_CASES].astype(np.int64))
         classes = len(self._plan.classes)
-        shown, patients = [torch.zeros(0, classes)], list[str]()
+        candidates = [(self._sam, self._cache)]
+        if self._has_learned:
+            candidates.append((self._base, _cache(self._site, self._base, adapted=False)))
+        shown, patients = [[torch.zeros(0, classes)] for _ in candidates], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = show(rows[start : start + TRUST_BATCH])
             probs = mean_probabilities(self._specialists, images)
-            prompts, masks, kept, probs = self._ask(cases, images, probs)
-            shown.append(advantages(class_map(probs), prompts, masks, kept, labels, classes=classes).cpu())
+            for candidate, so_far in zip(candidates, shown, strict=True):
+                self._sam, self._cache = candidate
+                prompts, masks, kept, prompting = self._ask(cases, images, probs)
+                so_far.append(advantages(class_map(prompting), prompts, masks, kept, labels, classes=classes).cpu())
             patients += [case.patient for case in cases]
-        self.trust, self.judges = trust_from(torch.cat(shown), patients), judges_from(torch.cat(shown), patients)
+        added = [torch.cat(each) for each in shown]
+        gains = [gain_from(each, patients) for each in added]
+        best = gains.index(max(gains))  # the one that has learned, where both add as much
+        self._sam, self._cache = candidates[best]
+        self.trust, self.judges = trust_from(added[best], patients), judges_from(added[best], patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
-        self._site.log.info("cycle %d, round %d: trust in SAM: %s", *self._when, told)
+        whose = ", without what it has learned, which adds less" if best else ""
+        self._site.log.info("cycle %d, round %d: trust in SAM%s: %s", *self._when, whose, told)
 
     @torch.no_grad()
     def target(self, cases: Sequence[Case], images: Tensor, teacher_probs: Tensor) -> Target:

@@ -65,23 +65,23 @@ def trust_from(advantages: Tensor, patients: Sequence[str]) -> Tensor:
 
     Φ the normal distribution function: the probability that the advantage is above 0, rescaled so that even odds are 0.
     """
-    if len(advantages) != len(patients):
-        raise ValueError(f"{len(advantages)} rows of advantages for {len(patients)} patients")
-    by_patient: dict[str, list[int]] = {}
-    for row, patient in enumerate(patients):
-        by_patient.setdefault(patient, []).append(row)
     trust = torch.zeros(advantages.shape[1] + 1)
-    for class_ in range(advantages.shape[1]):
-        shown = [float(advantages[rows, class_].nanmean()) for rows in by_patient.values()]
-        shown = sorted(value for value in shown if not math.isnan(value))  # sums don't follow the order of patients
+    for class_, shown in enumerate(_by_class(advantages, patients), start=1):
         if not shown:
             continue
         mean = math.fsum(shown) / len(shown)
         spread = SPREAD_PATIENTS * SPREAD**2 + math.fsum((value - mean) ** 2 for value in shown)
         deviation = math.sqrt(spread / (SPREAD_PATIENTS + len(shown)))
-        shrunk = len(shown) * mean / (len(shown) + PRIOR_PATIENTS)
-        trust[class_ + 1] = max(0.0, math.erf(shrunk * math.sqrt((len(shown) + PRIOR_PATIENTS) / 2) / deviation))
+        trust[class_] = max(0.0, math.erf(_shrunk(shown) * math.sqrt((len(shown) + PRIOR_PATIENTS) / 2) / deviation))
     return trust
+
+
+def gain_from(advantages: Tensor, patients: Sequence[str]) -> float:
+    """What a SAM adds to the Dice of an image where it is asked about the classes that it helps: the sum of their m.
+
+    For choosing between SAMs; m, advantages and patients as in `trust_from`.
+    """
+    return math.fsum(max(0.0, _shrunk(shown)) for shown in _by_class(advantages, patients))
 
 
 def judges_from(advantages: Tensor, patients: Sequence[str]) -> int:
@@ -90,9 +90,25 @@ def judges_from(advantages: Tensor, patients: Sequence[str]) -> int:
     Args:
         advantages, patients: as `trust_from` takes them.
     """
-    informative = ~advantages.isnan()
-    behind = [len({patients[row] for row in column.nonzero().flatten().tolist()}) for column in informative.T]
+    behind = [len(shown) for shown in _by_class(advantages, patients)]
     return min((count for count in behind if count), default=len(set(patients)))
+
+
+def _by_class(advantages: Tensor, patients: Sequence[str]) -> list[list[float]]:
+    """For each class the mean advantage of each patient that says anything of it, in ascending order: sums must not follow
+    the order of patients."""
+    if len(advantages) != len(patients):
+        raise ValueError(f"{len(advantages)} rows of advantages for {len(patients)} patients")
+    by_patient: dict[str, list[int]] = {}
+    for row, patient in enumerate(patients):
+        by_patient.setdefault(patient, []).append(row)
+    means = [[float(column[rows].nanmean()) for rows in by_patient.values()] for column in advantages.T]
+    return [sorted(mean for mean in of_class if not math.isnan(mean)) for of_class in means]
+
+
+def _shrunk(shown: Sequence[float]) -> float:
+    """m: the mean over patients, shrunk to 0."""
+    return math.fsum(shown) / (len(shown) + PRIOR_PATIENTS)
 
 
 def _dice(masks: Tensor, truth: Tensor) -> Tensor:

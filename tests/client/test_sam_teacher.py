@@ -294,6 +294,39 @@ def test_what_sam_says_counts_by_the_trust_in_the_class_and_is_not_asked_without
     assert answers.prompts[-1].class_index.tolist() == [2]
 
 
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+@pytest.mark.parametrize("helps", ["learned", "own", "both"])
+def test_what_sam_has_learned_is_asked_only_where_it_adds_as_much_as_the_checkpoint(
+    joined: Make, answers: Answers, monkeypatch: pytest.MonkeyPatch, adapt: str, helps: str
+) -> None:
+    """From a few labels it may learn to repeat the specialist."""
+    site, plan, weights = joined("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", f"sam.adapt={adapt}", labels=0)
+    truths = Slices(site, plan.preprocess).truths(site.store.cases("validation"))
+    base, asked, decode = load_sam("small", device="cpu"), list[str](), Sam.decode
+
+    def watched(self: Sam, embeddings: Tensor, prompts: Prompts, **how: Any) -> tuple[Tensor, Tensor]:
+        asked.append("own" if self is base else "learned")
+        right = helps in (asked[-1], "both")
+        answers.masks = lambda prompts: (
+            truths[prompts.image_index] == prompts.class_index[:, None, None] if right else prompts.components
+        )
+        return decode(self, embeddings, prompts, **how)
+
+    monkeypatch.setattr(Sam, "decode", watched)
+    monkeypatch.setattr("client.sam_teacher.mean_probabilities", lambda networks, images: prediction(of=len(images)))
+    start = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt=adapt, rank=4).items()}
+    sam = teacher((site, plan, weights), adapter={name: value + 0.01 for name, value in start.items()})
+    sam.meet([], lambda rows: pytest.fail("validation patients judge"))
+    assert set(asked) == {"own", "learned"}
+    assert sam.is_trusted
+    asked.clear()
+    sam.target(*in_the_middle((site, plan, weights)), prediction())
+    assert asked == ["own" if helps == "own" else "learned"]
+    asked.clear()
+    teacher((site, plan, weights), adapter=start).meet([], lambda rows: pytest.fail("validation patients judge"))
+    assert len(asked) == 1, "which has learned nothing yet is the checkpoint's"
+
+
 @pytest.mark.parametrize(("least", "trusted"), [(0.0, True), (0.7, False)])
 def test_masks_that_do_not_pass_the_gate_earn_no_trust(
     joined: Make, answers: Answers, monkeypatch: pytest.MonkeyPatch, least: float, trusted: bool

@@ -95,7 +95,7 @@ def test_sam_learns_with_the_federation(tiny_config: Config, tmp_path: Path, ada
     network = load_file(folder / "weights" / "final.safetensors")
     assert not any(name.startswith("sam.") for name in network)
     for name in SITES:
-        caches = list((folder / "sites" / name / "cache").glob("sam*/*"))
+        caches = list((folder / "sites" / name / "cache").glob("sam-adapted/*" if adapt == "lora" else "sam*/*"))
         assert len(caches) == 1, "embeddings of one encoder; those of an earlier cycle's are gone"
 
 

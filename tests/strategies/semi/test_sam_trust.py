@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
-from strategies.semi.sam_trust import advantages, judges_from, trust_from
+from strategies.semi.sam_trust import advantages, gain_from, judges_from, trust_from
 
 SIDE = 24
 
@@ -137,3 +137,12 @@ def test_as_many_judge_as_stand_behind_the_class_with_the_fewest() -> None:
     assert judges_from(shown, ["a", "b", "b", "c"]) == 1, "class 2 rests on b"
     assert judges_from(shown[:, :1], ["a", "b", "b", "c"]) == 2
     assert judges_from(shown[:, 2:], ["a", "b", "b", "c"]) == 3, "nobody saw anything: no trust, which tells of nobody"
+
+
+def test_a_gain_is_the_sum_over_the_classes_that_are_helped() -> None:
+    nan = float("nan")
+    shown = torch.tensor([[0.3, -0.2, nan], [0.1, -0.4, nan], [nan, 0.3, 0.2]])
+    assert gain_from(shown, ["a", "a", "b"]) == pytest.approx(0.2 / 2 + 0.0 + 0.2 / 2), (
+        "a's images are one; b alone knows class 3"
+    )
+    assert gain_from(torch.zeros(0, 2), []) == 0.0
