@@ -57,8 +57,8 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(
     assert sam.name == "vit_b"
     assert sam.embedding_shape == (256, 64, 64)
     assert all(torch.equal(value, sam.parts.state_dict()[key]) for key, value in official.state_dict().items())
-    for parts in (sam.parts, official):  # two windowed blocks, one global: the rest is more of both
-        parts.image_encoder.blocks = parts.image_encoder.blocks[:3]
+    for parts in (sam.parts, official):  # a windowed block and a global one: the rest is more of both
+        parts.image_encoder.blocks = parts.image_encoder.blocks[1:3]
     image = torch.rand(1, 1, 64, 64)
     pixels = to_pixels(image, sam.size)
     assert pixels.shape == (1, 3, 1024, 1024)
@@ -89,6 +89,7 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(
     open_gate = ("sam.enabled=true", "sam.min_iou=0.0", "sam.min_agreement=0.0", "sam.trust=false")
     site, plan, _ = joined(*open_gate, f"sam.checkpoint={path}", labels=0)
     slices = Slices(site, plan.preprocess)
+    sam.parts.image_encoder.blocks = sam.parts.image_encoder.blocks[:1]  # the global one took most of the time
     teacher = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialists=[])
     cases = site.store.cases("unlabelled")[:1]
     seen = torch.zeros(1, 3, 32, 32)
