@@ -197,15 +197,19 @@ def compared(data: str, labels: str) -> list[Job]:
     return [job(data, "supervised", "no SAM", labels), *pairs]
 
 
-def final() -> list[Job]:
-    """What is measured on test patients: supervised and the best two, with and without SAM, few labels and all.
+def main_question() -> list[Job]:
+    """What two labelled slices a site give on test patients, with and without SAM, and what all labels would give.
 
     With every case labelled nothing is left for SAM to say, nor for a framework that asks nothing of labelled images; the
     same to the last digit in every seed, so `all_with_sam` shows it once.
     """
-    jobs = [of for data in SETS for labels in (FEW, "one patient a site") for of in compared(data, labels)]
-    jobs += [job(data, "supervised", "no SAM", "all") for data in SETS]
-    return jobs + [worthless(best_two()[0], which) for which in WORTHLESS]
+    return [of for data in SETS for of in (*compared(data, FEW), job(data, "supervised", "no SAM", "all"))]
+
+
+def also_asked() -> list[Job]:
+    """The same with one labelled patient a site, and with SAMs that know nothing."""
+    patients = [of for data in SETS for of in compared(data, "one patient a site")]
+    return [*patients, *(worthless(best_two()[0], which) for which in WORTHLESS)]
 
 
 def all_with_sam() -> list[Job]:
@@ -219,12 +223,13 @@ def central() -> list[Job]:
 
 
 def wanted(seeds: int, parts: Sequence[str]) -> list[tuple[Job, int]]:
-    """Jobs and their seeds, in the order in which they are run: seed by seed, so that what is there can be compared."""
+    """Jobs and their seeds, in the order in which they are run: what matters most first, and of that seed by seed."""
     if not screened():
         return []
-    jobs = [*(final() if "final" in parts else ()), *(central() if "central" in parts else ())]
+    groups = [main_question(), also_asked()] if "final" in parts else []
+    groups += [central()] if "central" in parts else []
     once = [(of, 0) for of in all_with_sam()] if "final" in parts else []
-    return [*((of, seed) for seed in range(seeds) for of in jobs), *once]
+    return [*((of, seed) for jobs in groups for seed in range(seeds) for of in jobs), *once]
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -367,7 +372,7 @@ def compose(seeds: int) -> None:
         "",
     ]
     if screened():
-        text += ["## Test Dice", "", *final_table([*final(), *all_with_sam(), *central()], seeds), ""]
+        text += ["## Test Dice", "", *final_table([*main_question(), *all_with_sam(), *also_asked(), *central()], seeds), ""]
         text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
     write_page(scale.page, text, promised)
 
