@@ -126,6 +126,18 @@ def worklist(workspace: Annotated[Path, typer.Argument(help="A site's workspace"
 
 
 @site_app.command()
+def sam(
+    workspace: Annotated[Path, typer.Argument(help="A site's workspace")],
+    cases: Annotated[int, typer.Option(min=1, help="How many slices to look at")] = 6,
+    out: Annotated[Path | None, typer.Option(help="PNG to write; default sam.png in the workspace")] = None,
+) -> None:
+    """Draw what SAM is asked about the site's own images, what it answers, and what of that is believed and taught."""
+    from client.sam_picture import show
+
+    show(workspace, Console(), cases=cases, out=out)
+
+
+@site_app.command()
 def clear(workspace: Annotated[Path, typer.Argument(help="A site's workspace")]) -> None:
     """Let a site go on that stopped because its pool did not add up; shows why, and what to check."""
     from client.stop import clear as run

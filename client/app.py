@@ -83,7 +83,16 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "trust": done.trust,
             "judges": done.judges,
         }
-        models = LocalModels(request.run, request.cycle, request.round, request.step, done.model, done.helpers, numbers)
+        models = LocalModels(
+            request.run,
+            request.cycle,
+            request.round,
+            request.step,
+            done.model,
+            done.helpers,
+            reply=numbers,
+            settings=plan.model_dump(mode="json"),
+        )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
     return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))

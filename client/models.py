@@ -23,6 +23,7 @@ from configs.files import write_bytes
 class LocalModels:
     """The trained and the helpers after (`run`, `cycle`, `round`), and the numbers that the reply of that round carried.
 
+    `settings` are those that the round came with, as `Plan.read` takes them; empty in a file of an older version.
     `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: the state dicts of averages (an EMA teacher as the round
     began) and what SAM's teacher keeps, by name, which is a plain word other than "model". `step` is the first of the
     round, counted over the run.
@@ -35,6 +36,7 @@ class LocalModels:
     model: dict[str, Tensor]
     helpers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     reply: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def is_of(self, *, run: str, cycle: int, round: int) -> bool:
         return (self.run, self.cycle, self.round) == (run, cycle, round)
@@ -48,7 +50,14 @@ def save_models(path: Path, models: LocalModels) -> None:
         for network, state in networks.items()
         for name, tensor in state.items()
     }
-    about = {"run": models.run, "cycle": models.cycle, "round": models.round, "step": models.step, "reply": dict(models.reply)}
+    about = {
+        "run": models.run,
+        "cycle": models.cycle,
+        "round": models.round,
+        "step": models.step,
+        "reply": dict(models.reply),
+        "settings": dict(models.settings),
+    }
     write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
 
 
@@ -73,6 +82,7 @@ def load_models(path: Path) -> LocalModels | None:
             model=networks.pop("model"),
             helpers=networks,
             reply=about["reply"],
+            settings=about.get("settings", {}),
         )
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +41,26 @@ TRUST_BATCH = 16
 
 Take: TypeAlias = Callable[[Sequence[int] | NDArray[np.int64]], tuple[list[Case], Tensor, Tensor]]
 """From rows of the labelled cases to the cases, their images (N, K, H, W) and their labels (N, H, W) int64."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What SAM was asked about a batch of B images, P prompts in all, and what it said.
+
+    Attributes:
+        probs: (B, C+1, H, W), what the prompts were made from: the prediction, or that smoothed with those of the slices
+            beside.
+        masks: (P, H, W) bool; `iou`: (P,), how good SAM expects them to be.
+        moved: (P, H, W) bool, the answers to jittered prompts; None where stability is not asked for.
+        kept: (P,) bool, which masks pass the gate.
+    """
+
+    prompts: Prompts
+    probs: Tensor
+    masks: Tensor
+    iou: Tensor
+    moved: Tensor | None
+    kept: Tensor
 
 
 class SamTeacher:
@@ -129,14 +150,15 @@ class SamTeacher:
             probs = mean_probabilities(self._specialists, images)
             for candidate, so_far in zip(candidates, shown, strict=True):
                 self._sam, self._cache = candidate
-                prompts, masks, kept, prompting = self._ask(cases, images, probs)
-                so_far.append(advantages(class_map(prompting), prompts, masks, kept, labels, classes=classes).cpu())
+                asked = self.ask(cases, images, probs)
+                added = advantages(class_map(asked.probs), asked.prompts, asked.masks, asked.kept, labels, classes=classes)
+                so_far.append(added.cpu())
             patients += [case.patient for case in cases]
-        added = [torch.cat(each) for each in shown]
-        gains = [gain_from(each, patients) for each in added]
+        gains = [gain_from(torch.cat(each), patients) for each in shown]
         best = gains.index(max(gains))  # the one that has learned, where both add as much
         self._sam, self._cache = candidates[best]
-        self.trust, self.judges = trust_from(added[best], patients), judges_from(added[best], patients)
+        evidence = torch.cat(shown[best])
+        self.trust, self.judges = trust_from(evidence, patients), judges_from(evidence, patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
         whose = ", without what it has learned, which adds less" if best else ""
         self._site.log.info("cycle %d, round %d: trust in SAM%s: %s", *self._when, whose, told)
@@ -144,8 +166,8 @@ class SamTeacher:
     @torch.no_grad()
     def target(self, cases: Sequence[Case], images: Tensor, teacher_probs: Tensor) -> Target:
         """What SAM says of unlabelled images (B, K, H, W), in their frame; IGNORE where it is silent or not trusted."""
-        prompts, masks, kept, probs = self._ask(cases, images, teacher_probs)
-        return target_from(prompts, masks, kept, probs, trust=self.trust)
+        asked = self.ask(cases, images, teacher_probs)
+        return target_from(asked.prompts, asked.masks, asked.kept, asked.probs, trust=self.trust)
 
     def learn(self, take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
         """Train the adapter on the cases it learns from: the new one, and its mean loss by name; nothing without one."""
@@ -178,9 +200,10 @@ class SamTeacher:
 
         return take
 
-    def _ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> tuple[Prompts, Tensor, Tensor, Tensor]:
-        """Prompts from a prediction, SAM's masks (P, H, W) for them, which pass the gate (P,), and what the prompts were
-        made from: the prediction (B, C+1, H, W), or that smoothed with those of the slices beside."""
+    @torch.no_grad()
+    def ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> Asked:
+        """Ask about the components of a prediction (B, C+1, H, W) of images (B, K, H, W), in the classes that SAM is trusted
+        in."""
         settings = self._settings
         images = self._own_channels(images)
         if settings.beside:
@@ -189,22 +212,23 @@ class SamTeacher:
         prompts = prompts.select(self.trust.to(probs.device)[prompts.class_index] > 0)
         size = (images.shape[-2], images.shape[-1])
         embeddings = self._cache.embeddings([case.id for case in cases], images)
-        asked = prompts
-        if settings.min_stability > 0:  # both in one batch
-            asked = prompts.followed_by(jittered(prompts, size=size, generator=self._generator))
-        coarse = mask_prompts(asked, probs) if settings.mask else None
-        logits, iou = self._sam.decode(embeddings, asked, size=size, box=settings.box, mask_logits=coarse)
-        masks, moved = logits[: len(prompts)] > 0, logits[len(prompts) :] > 0
+        both = prompts
+        if settings.min_stability > 0:  # in one batch
+            both = prompts.followed_by(jittered(prompts, size=size, generator=self._generator))
+        coarse = mask_prompts(both, probs) if settings.mask else None
+        logits, iou = self._sam.decode(embeddings, both, size=size, box=settings.box, mask_logits=coarse)
+        masks, iou = logits[: len(prompts)] > 0, iou[: len(prompts)]
+        moved = logits[len(prompts) :] > 0 if settings.min_stability > 0 else None
         kept = gate(
             masks,
             prompts.components,
-            iou[: len(prompts)],
-            moved if settings.min_stability > 0 else None,
+            iou,
+            moved,
             min_iou=settings.min_iou,
             min_agreement=settings.min_agreement,
             min_stability=settings.min_stability,
         )
-        return prompts, masks, kept, probs
+        return Asked(prompts, probs, masks, iou, moved, kept)
 
     def _own_channels(self, images: Tensor) -> Tensor:
         """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""

@@ -5,6 +5,7 @@ images.csv    patient, image, path, role, …   cache/        images on the netw
 models/       this site's student, teacher    scores/       the last scores of the pool
 egress.jsonl  every reply that left           worklist/     requests handed to people, and their answers
 site.log      what happened, with names       pictures/     example predictions, where that is allowed
+sam.png       what SAM says, for people of this hospital (`wardround site sam`)
 """
 
 from __future__ import annotations

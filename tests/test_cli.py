@@ -50,7 +50,7 @@ def test_every_command_has_help(cli: Cli) -> None:
         code, of_command = cli(command, "--help")
         assert code == 0
         assert len(of_command) > 200
-    for command in ("egress", "worklist", "clear"):
+    for command in ("egress", "worklist", "sam", "clear"):
         assert cli("site", command, "--help")[0] == 0
 
 
@@ -89,6 +89,7 @@ def test_check_wants_something_to_do(cli: Cli) -> None:
         (("report", "nowhere"), "history.jsonl"),
         (("site", "worklist", "nowhere"), "site.db"),
         (("site", "clear", "nowhere"), "site.db"),
+        (("site", "sam", "nowhere"), "site.db"),
         (("simulate", "configs/demo.toml", "--engine", "warp"), "inline, cluster"),
         (("check", "configs/demo.toml", "--set", "sam.checkpoint=nowhere.pth"), "no SAM checkpoint at nowhere.pth"),
         (("check", "configs/demo.toml", "--set", "sam.box=false", "--set", "sam.positives=0"), "clicks outside alone"),
@@ -113,6 +114,11 @@ def test_a_run_can_be_looked_into(cli: Cli, tiny_config: Callable[..., Path], tm
     code, text = cli("site", "worklist", str(folder / "sites" / "north"))
     assert code == 0
     assert "2 labelled" in text
+    code, text = cli("site", "sam", str(folder / "sites" / "north"), "--cases", "2")
+    assert code == 0
+    assert "about 2 slices" in text
+    assert "keep it here" in text
+    assert (folder / "sites" / "north" / "sam.png").read_bytes().startswith(b"\x89PNG")
     (folder / "report.html").unlink()
     assert cli("report", str(folder))[0] == 0
     assert (folder / "report.html").exists()

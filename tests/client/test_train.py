@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -337,15 +337,16 @@ def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that
         known = torch.stack([by_heart.get(image[None].numpy().tobytes(), guess) for image in images])
         return torch.nn.functional.one_hot(known, 3).movedim(-1, 1).float()
 
-    ask = SamTeacher._ask
+    ask = SamTeacher.ask
 
     def knowing(self: SamTeacher, cases: Any, images: Any, probs: Any) -> Any:
-        prompts, _, kept, probs = ask(self, cases, images, probs)
-        real = torch.stack([truths[case.id] for case in cases])[prompts.image_index]
-        return prompts, real == prompts.class_index[:, None, None], torch.ones_like(kept), probs
+        asked = ask(self, cases, images, probs)
+        real = torch.stack([truths[case.id] for case in cases])[asked.prompts.image_index]
+        right = real == asked.prompts.class_index[:, None, None]
+        return replace(asked, masks=right, kept=torch.ones_like(asked.kept))
 
     monkeypatch.setattr("client.sam_teacher.mean_probabilities", specialist)
-    monkeypatch.setattr(SamTeacher, "_ask", knowing)
+    monkeypatch.setattr(SamTeacher, "ask", knowing)
     network = network_with(plan, weights)
     sam = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialists=[network])
     rows = torch.stack([truths[c.id] for c in labelled]).long()

@@ -27,7 +27,7 @@ def test_who_teaches_sam_does_not_judge_it(
 ) -> None:
     """Validation patients judge, whom no network has trained on; without any, labelled patients take sides."""
     seen: dict[str, dict[str, set[str]]] = {name: {"taught": set(), "judged": set(), "labelled": set()} for name in SITES}
-    meet, learn, ask = SamTeacher.meet, SamTeacher.learn, SamTeacher._ask
+    meet, learn, ask = SamTeacher.meet, SamTeacher.learn, SamTeacher.ask
     meeting: list[str] = []
 
     def watched_meet(self: SamTeacher, labelled: Any, take: Any) -> None:
@@ -50,7 +50,7 @@ def test_who_teaches_sam_does_not_judge_it(
         return learn(self, watched)
 
     monkeypatch.setattr(SamTeacher, "meet", watched_meet)
-    monkeypatch.setattr(SamTeacher, "_ask", watched_ask)
+    monkeypatch.setattr(SamTeacher, "ask", watched_ask)
     monkeypatch.setattr(SamTeacher, "learn", watched_learn)
     options = ("sam.enabled=true", 'sam.adapt="decoder"', "sam.adapt_steps=1", "budget.cold_start=6")
     folder = simulate(tiny_config(cycles=2), options, out=tmp_path / "run", prepare_only=True)

@@ -1,0 +1,213 @@
+"""What SAM says of a site's own images, for people of that hospital to look at: `wardround site sam`.
+
+Asked with the weights and settings of the site's last round, as in training, but in every class, trusted or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.faults import SiteFault
+from client.models import LocalModels, load_models
+from client.plan import Plan, network_with
+from client.predict import predict
+from client.sam_teacher import SAM, Asked, SamTeacher
+from client.site import Site, Slices
+from configs.schema import Sam
+from strategies.global_model import parts_of
+from strategies.metrics import dice_by_class
+from strategies.networks import class_map
+from strategies.records import Case
+from strategies.semi.sam_gate import agreement, stability
+from strategies.semi.sam_target import target_from
+from strategies.semi.sam_trust import advantages
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question to SAM and what it said; positions in pixels of the slice, as `strategies.semi.prompts.Prompts` has them.
+
+    Attributes:
+        class_: 1..C.
+        box: left, top, right, bottom.
+        clicks: (N, 2) x and y; `inside`: (N,), whether a click says "of the object" or "not of it".
+        mask: (H, W) bool.
+        doubts: why the gate does not let it pass, in words; empty where it does.
+    """
+
+    class_: int
+    box: tuple[float, ...]
+    clicks: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One slice on the network's grid.
+
+    Attributes:
+        image: (H, W) in [0, 1], or (H, W, 3).
+        prediction: (H, W) uint8, the specialist's classes, which SAM is asked with.
+        truth: the same of an expert; None of an unlabelled slice.
+        answers: class by class, the largest component first.
+        target: (H, W) uint8 with IGNORE, what the specialist would be taught; all of it IGNORE where SAM is not trusted.
+        dice: by class (C,), of the prediction, and of the prediction with the masks that pass in place of the components
+            that were asked about; NaN where neither truth nor prediction shows a class. None without a truth.
+    """
+
+    image: NDArray[np.float32]
+    prediction: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None
+    answers: tuple[Answer, ...]
+    target: NDArray[np.uint8]
+    dice: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Some slices of a site after a round; `trust` is how much SAM counts there, by class, `used` whether the run asks it."""
+
+    cycle: int
+    round: int
+    classes: tuple[str, ...]
+    trust: Mapping[str, float]
+    used: bool
+    slices: tuple[Look, ...]
+
+
+def look_at(site: Site, *, count: int) -> Looks:
+    """Ask SAM about `count` slices (fewer if there are not so many), evenly spread over those that show a class.
+
+    They are of validation patients, whose truth is known; of a site without any, unlabelled ones.
+
+    Raises:
+        SiteFault: the site has not trained yet, or no slice shows anything.
+        SamUnavailable: its checkpoint can't be read.
+    """
+    models = load_models(site.workspace / "models" / "local.safetensors")
+    if models is None or not models.settings:
+        raise SiteFault(
+            "bad-request",
+            f"{site.name} has kept no round of training with its settings, so there is no model that could ask SAM: look again "
+            "after its next round",
+        )
+    torch.set_num_threads(site.settings.threads)
+    plan = Plan.read(models.settings)
+    slices = Slices(site, plan.preprocess)
+    specialist = network_with(plan, parts_of(models.model).specialist).to(site.device).eval()
+    held_out = site.store.cases("validation")
+    cases = _some(site, plan, slices, specialist, held_out or site.store.cases("unlabelled", "requested"), count)
+    teacher = _teacher(site, plan, models, slices, specialist)
+    images = slices.take(cases).to(site.device)
+    trust, teacher.trust = teacher.trust, torch.ones_like(teacher.trust)
+    with torch.no_grad():
+        asked = teacher.ask(cases, images, predict(specialist, slices, cases, device=site.device).to(site.device))
+    target = target_from(asked.prompts, asked.masks, asked.kept, asked.probs, trust=trust)
+    prediction = class_map(asked.probs)
+    truth = slices.truths(cases).to(site.device, torch.int64) if held_out else None
+    dice = None if truth is None else _dice(asked, prediction, truth, classes=len(plan.classes))
+    own = images[:, plan.preprocess.neighbours * plan.preprocess.channels :][:, : plan.preprocess.channels]
+    answers = _answers(asked, plan.sam)
+    return Looks(
+        cycle=models.cycle,
+        round=models.round,
+        classes=tuple(plan.classes),
+        trust=dict(zip(plan.classes, trust[1:].tolist(), strict=True)),
+        used=plan.sam.enabled,
+        slices=tuple(
+            Look(
+                image=own[row].movedim(0, -1).squeeze(-1).cpu().numpy(),
+                prediction=_bytes(prediction[row]),
+                truth=None if truth is None else _bytes(truth[row]),
+                answers=tuple(answer for image, answer in answers if image == row),
+                target=_bytes(target.classes[row]),
+                dice=None if dice is None else (dice[0][row], dice[1][row]),
+            )
+            for row in range(len(cases))
+        ),
+    )
+
+
+def _some(site: Site, plan: Plan, slices: Slices, specialist: nn.Module, cases: Sequence[Case], count: int) -> list[Case]:
+    """Evenly spread ones of those that show a class: by their truth if they are held out, else as the specialist sees it."""
+    if not cases:
+        shows = np.zeros(0, dtype=np.bool_)
+    elif cases[0].id in {case.id for case in site.store.cases("validation")}:
+        shows = (slices.truths(cases) > 0).flatten(1).any(1).numpy()
+    else:
+        shows = (class_map(predict(specialist, slices, cases, device=site.device)) > 0).flatten(1).any(1).numpy()
+    found = np.flatnonzero(shows)
+    if not len(found):
+        raise SiteFault("bad-data", f"{site.name} has no slice to look at: none seems to show {' or '.join(plan.classes)}")
+    places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(np.int64)
+    return [cases[row] for row in found[places]]
+
+
+def _teacher(site: Site, plan: Plan, models: LocalModels, slices: Slices, specialist: nn.Module) -> SamTeacher:
+    """SAM as this site would ask it in its next round: with what it has learned, or without, and trusted as far as it
+    helps."""
+    labelled = site.store.cases("labelled")
+
+    def take(rows: Sequence[int] | NDArray[np.int64]) -> tuple[list[Case], Tensor, Tensor]:
+        cases = [labelled[row] for row in rows]
+        return cases, slices.take(cases).to(site.device), slices.labels(cases).to(site.device, torch.int64)
+
+    teacher = SamTeacher(
+        site,
+        plan,
+        (models.cycle, models.round),
+        adapter=parts_of(models.model).adapter,
+        cycle_adapter=models.helpers.get(SAM),
+        slices=slices,
+        specialists=[specialist],
+    )
+    teacher.meet(labelled, take)
+    return teacher
+
+
+def _dice(asked: Asked, prediction: Tensor, truth: Tensor, *, classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(B, C) each: before and after the masks that pass take the place of what was asked about."""
+    pairs = zip(prediction.cpu().numpy(), truth.cpu().numpy(), strict=True)
+    before = np.stack([dice_by_class(seen, real, classes=classes) for seen, real in pairs])
+    change = advantages(prediction, asked.prompts, asked.masks, asked.kept, truth, classes=classes).double().cpu().numpy()
+    return before, before + np.nan_to_num(change)
+
+
+def _answers(asked: Asked, settings: Sam) -> list[tuple[int, Answer]]:
+    """Each with the row of its image."""
+    prompts = asked.prompts.to("cpu")
+    masks, components = asked.masks.cpu(), prompts.components
+    marks = {
+        "it rates itself": (asked.iou.cpu(), settings.min_iou),
+        "it agrees with the specialist by": (agreement(masks, components), settings.min_agreement),
+    }
+    if asked.moved is not None:
+        marks["moved a little it stays the same by"] = stability(masks, asked.moved.cpu()), settings.min_stability
+    found = []
+    for row in range(len(prompts)):
+        doubts = [f"{what} {of[row]:.2f}, not {least:g}" for what, (of, least) in marks.items() if least > 0 and of[row] < least]
+        if not masks[row].any():
+            doubts = ["it is empty"]
+        given = prompts.point_labels[row] >= 0
+        answer = Answer(
+            class_=int(prompts.class_index[row]),
+            box=tuple(prompts.boxes[row].tolist()),
+            clicks=prompts.points[row][given].numpy(),
+            inside=(prompts.point_labels[row][given] == 1).numpy(),
+            mask=masks[row].numpy(),
+            doubts=tuple(doubts),
+        )
+        found.append((int(prompts.image_index[row]), answer))
+    return found
+
+
+def _bytes(classes: Tensor) -> NDArray[np.uint8]:
+    return classes.to("cpu", torch.uint8).numpy()
