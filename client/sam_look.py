@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from client.plan import Plan, network_with
 from client.predict import predict
 from client.sam_teacher import SAM, Asked, SamTeacher
 from client.site import Site, Slices
+from client.upright import Turn, upright
 from configs.schema import Sam
 from strategies.global_model import parts_of
 from strategies.metrics import dice_by_class
@@ -31,7 +33,7 @@ from strategies.semi.sam_trust import advantages
 
 @dataclass(frozen=True)
 class Answer:
-    """One question to SAM and what it said; positions in pixels of the slice, as `strategies.semi.prompts.Prompts` has them.
+    """One question to SAM and what it said; positions in pixels of the slice as it is shown, where pixel i covers [i, i + 1].
 
     Attributes:
         class_: 1..C.
@@ -51,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Look:
-    """One slice on the network's grid.
+    """One slice on the network's grid, turned as a radiologist looks at it.
 
     Attributes:
         image: (H, W) in [0, 1], or (H, W, 3).
@@ -115,7 +117,9 @@ def look_at(site: Site, *, count: int) -> Looks:
     truth = slices.truths(cases).to(site.device, torch.int64) if held_out else None
     dice = None if truth is None else _dice(asked, prediction, truth, classes=len(plan.classes))
     own = images[:, plan.preprocess.neighbours * plan.preprocess.channels :][:, : plan.preprocess.channels]
-    answers = _answers(asked, plan.sam)
+    paths = {image.id: Path(image.path) for image in site.store.images()}
+    turns = [upright(site.read(paths[case.image]).affine) for case in cases]
+    answers = _answers(asked, plan.sam, turns)
     return Looks(
         cycle=models.cycle,
         round=models.round,
@@ -124,14 +128,14 @@ def look_at(site: Site, *, count: int) -> Looks:
         used=plan.sam.enabled,
         slices=tuple(
             Look(
-                image=own[row].movedim(0, -1).squeeze(-1).cpu().numpy(),
-                prediction=_bytes(prediction[row]),
-                truth=None if truth is None else _bytes(truth[row]),
+                image=turn.plane(own[row].movedim(0, -1).squeeze(-1).cpu().numpy()),
+                prediction=turn.plane(_bytes(prediction[row])),
+                truth=None if truth is None else turn.plane(_bytes(truth[row])),
                 answers=tuple(answer for image, answer in answers if image == row),
-                target=_bytes(target.classes[row]),
+                target=turn.plane(_bytes(target.classes[row])),
                 dice=None if dice is None else (dice[0][row], dice[1][row]),
             )
-            for row in range(len(cases))
+            for row, turn in enumerate(turns)
         ),
     )
 
@@ -181,31 +185,33 @@ def _dice(asked: Asked, prediction: Tensor, truth: Tensor, *, classes: int) -> t
     return before, before + np.nan_to_num(change)
 
 
-def _answers(asked: Asked, settings: Sam) -> list[tuple[int, Answer]]:
-    """Each with the row of its image."""
+def _answers(asked: Asked, settings: Sam, turns: Sequence[Turn]) -> list[tuple[int, Answer]]:
+    """Each with the row of its image; `turns` are those of the images."""
     prompts = asked.prompts.to("cpu")
     masks, components = asked.masks.cpu(), prompts.components
     marks = {
-        "it rates itself": (asked.iou.cpu(), settings.min_iou),
-        "it agrees with the specialist by": (agreement(masks, components), settings.min_agreement),
+        "predicted IoU": (asked.iou.cpu(), settings.min_iou),
+        "agreement": (agreement(masks, components), settings.min_agreement),
     }
     if asked.moved is not None:
-        marks["moved a little it stays the same by"] = stability(masks, asked.moved.cpu()), settings.min_stability
+        marks["stability"] = stability(masks, asked.moved.cpu()), settings.min_stability
     found = []
     for row in range(len(prompts)):
-        doubts = [f"{what} {of[row]:.2f}, not {least:g}" for what, (of, least) in marks.items() if least > 0 and of[row] < least]
+        doubts = [f"{what} {of[row]:.2f} < {least:g}" for what, (of, least) in marks.items() if least > 0 and of[row] < least]
         if not masks[row].any():
-            doubts = ["it is empty"]
-        given = prompts.point_labels[row] >= 0
+            doubts = ["empty"]
+        given, image = prompts.point_labels[row] >= 0, int(prompts.image_index[row])
+        turn, shape = turns[image], tuple(masks.shape[1:])
+        corners = turn.points(prompts.boxes[row].view(2, 2).numpy(), shape=shape)
         answer = Answer(
             class_=int(prompts.class_index[row]),
-            box=tuple(prompts.boxes[row].tolist()),
-            clicks=prompts.points[row][given].numpy(),
+            box=(*corners.min(0).tolist(), *corners.max(0).tolist()),
+            clicks=turn.points(prompts.points[row][given].numpy(), shape=shape),
             inside=(prompts.point_labels[row][given] == 1).numpy(),
-            mask=masks[row].numpy(),
+            mask=turn.plane(masks[row].numpy()),
             doubts=tuple(doubts),
         )
-        found.append((int(prompts.image_index[row]), answer))
+        found.append((image, answer))
     return found
 
 

@@ -104,7 +104,7 @@ def _truth(ax: Axes, look: Look, looks: Looks) -> None:
         for name, before, after in zip(looks.classes, *look.dice, strict=True)
         if not np.isnan(before)
     ]
-    ax.set_xlabel("Dice without → with SAM's masks\n" + ", ".join(told), fontsize=7)
+    ax.set_xlabel("\n".join(["Dice without → with SAM's masks", *told]), fontsize=7)
 
 
 def _asked(ax: Axes, look: Look) -> None:

@@ -16,9 +16,10 @@ from scipy.spatial.transform import Rotation
 
 from client.formats import nifti
 from client.formats.image import Image
-from client.pictures import Pictures, upright
+from client.pictures import Pictures
 from client.site import Site
 from client.store import ImageRow
+from client.upright import Turn, upright
 
 PLANE = np.arange(6, dtype=np.uint8).reshape(2, 3)
 """
@@ -52,11 +53,17 @@ def affine_of(rows: str, columns: str) -> NDArray[np.float64]:
     ],
 )
 def test_planes_are_turned_by_hand(rows: str, columns: str, seen: list[list[int]]) -> None:
-    assert upright(PLANE, affine_of(rows, columns)).tolist() == seen
+    assert upright(affine_of(rows, columns)).plane(PLANE).tolist() == seen
 
 
 def test_a_picture_without_orientation_stays_as_it_is() -> None:
-    assert upright(PLANE, None) is PLANE
+    np.testing.assert_array_equal(upright(None).plane(PLANE), PLANE)
+
+
+@given(turn=st.builds(Turn, st.booleans(), st.booleans(), st.booleans()), row=st.integers(0, 1), column=st.integers(0, 2))
+def test_what_is_marked_stays_on_its_pixel(turn: Turn, row: int, column: int) -> None:
+    (x, y), *_ = turn.points(np.array([[column + 0.5, row + 0.5]], np.float32), shape=PLANE.shape)
+    assert turn.plane(PLANE)[int(y), int(x)] == PLANE[row, column]
 
 
 @settings(max_examples=200, deadline=None)
@@ -86,7 +93,7 @@ def test_a_patient_looks_the_same_in_whatever_order_the_file_has_its_axes(
         Rotation.from_rotvec(np.deg2rad(degrees) * np.array(tilt) / np.linalg.norm(tilt)).as_matrix() @ affine[:3, :3]
     )
     affine[:3, 3] = (-31.7, 12.25, -880.1)
-    np.testing.assert_array_equal(upright(plane, affine), PLANE)
+    np.testing.assert_array_equal(upright(affine).plane(plane), PLANE)
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "LAS", "RPI", "SAR", "PSL"])

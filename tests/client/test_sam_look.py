@@ -90,9 +90,9 @@ def test_a_site_without_validation_patients_shows_unlabelled_slices_and_no_truth
 @pytest.mark.parametrize(
     ("options", "rating", "moved", "doubt"),
     [
-        (("sam.min_iou=0.8",), 0.7, 0, "it rates itself 0.70, not 0.8"),
+        (("sam.min_iou=0.8",), 0.7, 0, "predicted IoU 0.70 < 0.8"),
         (("sam.min_iou=0.0",), -0.1, 0, None),
-        (("sam.min_agreement=0.9",), 1.0, 3, "it agrees with the specialist by 0.70, not 0.9"),
+        (("sam.min_agreement=0.9",), 1.0, 3, "agreement 0.70 < 0.9"),
         (("sam.min_agreement=0.6",), 1.0, 3, None),
     ],
 )
