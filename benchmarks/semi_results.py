@@ -236,13 +236,12 @@ def wanted(seeds: int, parts: Sequence[str]) -> list[tuple[Job, int]]:
 
 
 def screening_table() -> list[str]:
-    lines = ["| framework | " + " | ".join(HELP) + " | seconds |", "|---|" + "---|" * (len(HELP) + 1)]
+    lines = ["| framework | " + " | ".join(HELP) + " |", "|---|" + "---|" * len(HELP)]
     for framework in FRAMEWORKS:
         runs = [runs_of(job("hippocampus", framework, help_, FEW), 1).get(0) for help_ in HELP]
         if any(run is not None for run in runs):
             cells = [f"{run.dice:.3f}" if run and run.dice is not None else "" for run in runs]
-            seconds = " / ".join(f"{run.seconds:.0f}" if run else "" for run in runs)
-            lines.append(f"| {framework} | " + " | ".join(cells) + f" | {seconds} |")
+            lines.append(f"| {framework} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -289,17 +288,18 @@ def mean_test(of: Job, seeds: int) -> float | None:
 
 
 def claims(seeds: int) -> list[Claim]:
-    """What this is after, beside what came out; only where the runs are there."""
+    """What this is after, beside what came out, of the groups of runs that are done: test patients are read at the end."""
     rows = []
+    done = [of for group in (main_question(), also_asked(), all_with_sam()) if is_done(group, seeds) for of in group]
 
     def add(promised: str, ours: Job, theirs: Job, *, least: float, by_mean: bool = False) -> None:
         """A paired difference that must be `least` at least: its lower bound, or its mean."""
-        gain = apart(runs_of(ours, seeds), runs_of(theirs, seeds))
+        gain = apart(runs_of(ours, seeds), runs_of(theirs, seeds)) if {ours, theirs} <= {*done} else None
         if gain is not None:
             told = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
             rows.append(Claim(promised, f"{told}, {_method(ours)}", (gain[0] if by_mean else gain[1]) >= least))
 
-    for data in SETS:
+    for data in SETS if is_done(main_question(), seeds) else ():
         supervised, whole = (job(data, "supervised", "no SAM", labels) for labels in (FEW, "all"))
         best, plain, helped = (best_of(data, among, seeds) for among in (HELP, ("no SAM",), ("SAM", "SAM that learns")))
         low, high = mean_test(supervised, seeds), mean_test(whole, seeds)
@@ -323,6 +323,12 @@ def _method(of: Job) -> str:
     return f"{framework}, {help_.replace('_', ' ')}"
 
 
+def is_done(group: Iterable[Job], seeds: int) -> bool:
+    """Whether all runs of a group are there; of `all_with_sam` there is one seed."""
+    once = all_with_sam()
+    return all(len(runs_of(of, seeds)) == (1 if of in once else seeds) for of in group)
+
+
 def screened() -> bool:
     """Whether the screening is over, so that the frameworks of the other runs are known."""
     return all(validation_dice(of) is not None for of in screening())
@@ -335,15 +341,13 @@ def unfinished(seeds: int) -> list[str]:
     done, all_ = sum(recorded(scale.page.stem, of.seeded(seed).name) is not None for of, seed in asked), len(asked)
     if rest and done == all_:
         return []
-    told = f"**Not finished: {done} of {all_} runs are done**" + (
-        "." if rest else "; test patients follow when all of these are."
-    )
+    told = f"**Not finished: {done} of {all_} runs are done**; test patients are read, group by group, when all of a group are."
     return [told, ""]
 
 
 def compose(seeds: int) -> None:
     command = screening()[0].seeded(0).command
-    promised = claims(seeds) if screened() else benchmark_rows(scale.page.stem, BENCHMARKS)  # test patients are read at the end
+    promised = claims(seeds) if screened() else benchmark_rows(scale.page.stem, BENCHMARKS)
     text = [
         "# Semi-supervised learning with SAM: what comes out",
         "",
@@ -371,8 +375,9 @@ def compose(seeds: int) -> None:
         *claim_table(promised),
         "",
     ]
-    if screened():
-        text += ["## Test Dice", "", *final_table([*main_question(), *all_with_sam(), *also_asked(), *central()], seeds), ""]
+    done = [group for group in (main_question(), all_with_sam(), also_asked(), central()) if screened() and is_done(group, seeds)]
+    if done:
+        text += ["## Test Dice", "", *final_table([of for group in done for of in group], seeds), ""]
         text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
     write_page(scale.page, text, promised)
 
