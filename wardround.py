@@ -128,7 +128,7 @@ def worklist(workspace: Annotated[Path, typer.Argument(help="A site's workspace"
 @site_app.command()
 def sam(
     workspace: Annotated[Path, typer.Argument(help="A site's workspace")],
-    cases: Annotated[int, typer.Option(min=1, help="How many slices to look at")] = 6,
+    cases: Annotated[int, typer.Option(min=1, max=100, help="How many slices to look at")] = 6,
     out: Annotated[Path | None, typer.Option(help="PNG to write; default sam.png in the workspace")] = None,
 ) -> None:
     """Draw what SAM is asked about the site's own images, what it answers, and what of that is believed and taught."""

@@ -1,6 +1,6 @@
 """The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
 
-    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central benchmarks] [--seeds 5]
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central benchmarks]
                                                                    [--full] [--write]
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
@@ -29,9 +29,9 @@ from semi_runs import (
     all_with_sam,
     best_two,
     compared,
-    groups,
     job,
     main_question,
+    read_groups,
     run_any,
     runs_of,
     screened,
@@ -96,10 +96,11 @@ def mean_test(of: Job, seeds: int) -> float | None:
     return statistics.mean(statistics.mean(run.patients["test"].values()) for run in runs.values()) if runs else None
 
 
-def claims(seeds: int) -> list[Claim]:
+def claims() -> list[Claim]:
     """What this is after, beside what came out, of the groups of runs that are done: test patients are read at the end."""
     rows = []
-    done = {of: group.seeds for group in groups(seeds, PARTS) if group.is_done for of in group.jobs}
+    done = {of: group.seeds for group in read_groups() for of in group.jobs}
+    seeds = semi_runs.scale.seeds
 
     def add(promised: str, ours: Job, theirs: Job, *, least: float, by_mean: bool = False) -> None:
         """A paired difference that must be `least` at least: its lower bound, or its mean."""
@@ -132,9 +133,9 @@ def _method(of: Job) -> str:
     return f"{framework}, {help_.replace('_', ' ')}"
 
 
-def unfinished(seeds: int) -> list[str]:
+def unfinished() -> list[str]:
     """A paragraph that says how much of the page is still to be measured; nothing where all is there."""
-    rest = wanted(seeds, PARTS)
+    rest = wanted(PARTS)
     asked = [*((of, 0) for of in screening()), *rest]
     done, all_ = sum(recorded(semi_runs.scale.page.stem, of.seeded(seed).name) is not None for of, seed in asked), len(asked)
     if rest and done == all_:
@@ -143,9 +144,9 @@ def unfinished(seeds: int) -> list[str]:
     return [told, ""]
 
 
-def compose(seeds: int) -> None:
+def compose() -> None:
     scale, command = semi_runs.scale, screening()[0].seeded(0).command
-    promised = claims(seeds) if screened() else benchmark_rows(scale.page.stem, BENCHMARKS)
+    promised = claims() if screened() else benchmark_rows(scale.page.stem, BENCHMARKS)
     text = [
         "# Semi-supervised learning with SAM: what comes out",
         "",
@@ -161,7 +162,7 @@ def compose(seeds: int) -> None:
         "`OUTSIDE_PER_PX` in `strategies/sam_parts.py`), were chosen by its Dice with tight boxes on every fifth and sixth",
         "case of the sets, whatever their role. `benchmarks/sam_quality.py` tells the other cases apart.",
         "",
-        *unfinished(seeds),
+        *unfinished(),
         "## Screening: validation Dice, hippocampus, four sites, two labelled slices each, one seed",
         "",
         *screening_table(),
@@ -173,7 +174,7 @@ def compose(seeds: int) -> None:
         *claim_table(promised),
         "",
     ]
-    done = [group for group in groups(seeds, PARTS) if group.is_done]
+    done = read_groups()
     if done:
         text += ["## Test Dice", "", *final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
         text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
@@ -183,7 +184,6 @@ def compose(seeds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=(*PARTS, "benchmarks"), default=PARTS)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one, of the runs on test patients")
     parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
     parser.add_argument("--full", action="store_true", help="full size, for a GPU: a page and records of its own, semi_full")
     given = parser.parse_args()
@@ -194,11 +194,11 @@ def main() -> None:
             run_any(of.seeded(0))
         if not screened() and {"final", "central"} & set(given.only):
             sys.exit("which frameworks are the best two is not known before the screening is over: run it first (--only screen)")
-        for of, seed in wanted(given.seeds, given.only):
+        for of, seed in wanted(given.only):
             run_any(of.seeded(seed))
         for name in BENCHMARKS if "benchmarks" in given.only else ():
             run_benchmark(name, semi_runs.scale.page.stem)
-    compose(given.seeds)
+    compose()
 
 
 if __name__ == "__main__":

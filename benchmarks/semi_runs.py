@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -43,13 +44,15 @@ class Scale:
     """How large the runs of a page are: the same steps for all of them, and networks by data set.
 
     With a quarter of the steps on two cores a federated model is half trained; batches twice as large cost 1.7 times as
-    much, and of two labelled slices show the same two four times. `fewer` are the seeds of all but the main question.
+    much, and of two labelled slices show the same two four times. The main question is asked with `seeds` seeds, all else
+    with `fewer`.
     """
 
     page: Path
     rounds: int
     local_steps: int
     batch: int
+    seeds: int
     fewer: int
     network: Mapping[str, tuple[str, ...]]
 
@@ -66,6 +69,7 @@ TWO_CORES = Scale(
     rounds=40,
     local_steps=25,
     batch=4,
+    seeds=5,
     fewer=3,
     network={"hippocampus": (), "acdc": ("preprocess.size_px=96", "network.name=unet_small")},
 )
@@ -74,6 +78,7 @@ FULL = Scale(
     rounds=80,
     local_steps=50,
     batch=8,
+    seeds=5,
     fewer=5,
     network={"hippocampus": ("network.name=unet",), "acdc": ("preprocess.size_px=128",)},
 )
@@ -104,6 +109,7 @@ def worthless(framework: str, which: str) -> Job:
     checkpoint = (f"sam.checkpoint={RANDOM_SAM}",) if which == "random SAM" else ()
     open_gate = ("sam.min_iou=0.0", "sam.min_agreement=0.0")  # or the gate would silence it, and trust had nothing to show
     overrides = (f"train.framework={framework}", *HELP["SAM"], *open_gate, *checkpoint, *LABELS[FEW], *scale.steps)
+    overrides = (*overrides, *scale.network["hippocampus"])
     name = f"hippocampus-{framework}-{which.replace(' ', '_')}-{FEW.replace(' ', '_')}"
     return Job(name, "configs/hippocampus.toml", overrides, group="hippocampus")
 
@@ -221,15 +227,19 @@ class Group:
         return all(len(runs_of(of, self.seeds)) == self.seeds for of in self.jobs)
 
 
-def groups(seeds: int, parts: Sequence[str]) -> list[Group]:
+def groups(parts: Sequence[str]) -> list[Group]:
     """In the order in which they are run: what matters most first. None before the screening is over."""
     if not screened():
         return []
-    fewer = min(seeds, scale.fewer)
-    final = [Group(main_question(), seeds), Group(all_with_sam(), 1), Group(also_asked(), fewer)]
-    return [*(final if "final" in parts else ()), *([Group(central(), fewer)] if "central" in parts else ())]
+    final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1), Group(also_asked(), scale.fewer)]
+    return [*(final if "final" in parts else ()), *([Group(central(), scale.fewer)] if "central" in parts else ())]
 
 
-def wanted(seeds: int, parts: Sequence[str]) -> list[tuple[Job, int]]:
+def read_groups() -> list[Group]:
+    """Those whose test patients may be read: the first ones, as far as they are whole."""
+    return list(takewhile(lambda group: group.is_done, groups(PARTS)))
+
+
+def wanted(parts: Sequence[str]) -> list[tuple[Job, int]]:
     """Jobs and their seeds, group by group, and of each seed by seed."""
-    return [(of, seed) for group in groups(seeds, parts) for seed in range(group.seeds) for of in group.jobs]
+    return [(of, seed) for group in groups(parts) for seed in range(group.seeds) for of in group.jobs]

@@ -1,6 +1,7 @@
 """What SAM says of a site's own images, for people of that hospital to look at: `wardround site sam`.
 
-Asked with the weights and settings of the site's last round, as in training, but in every class, trusted or not.
+Asked with the settings of the site's last round, in every class, trusted or not, by whoever asks in training: the averages
+as that round began, or the student and its peers as it left them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from client.faults import SiteFault
 from client.models import LocalModels, load_models
 from client.plan import Plan, network_with
-from client.predict import predict
+from client.predict import batches
 from client.sam_teacher import SAM, Asked, SamTeacher
 from client.site import Site, Slices
 from client.upright import Turn, upright
 from configs.schema import Sam
 from strategies.global_model import parts_of
 from strategies.metrics import dice_by_class
-from strategies.networks import class_map
+from strategies.networks import class_map, mean_probabilities
 from strategies.records import Case
+from strategies.semi import FRAMEWORKS
 from strategies.semi.sam_gate import agreement, stability
 from strategies.semi.sam_target import target_from
 from strategies.semi.sam_trust import advantages
@@ -57,7 +59,7 @@ class Look:
 
     Attributes:
         image: (H, W) in [0, 1], or (H, W, 3).
-        prediction: (H, W) uint8, the specialist's classes, which SAM is asked with.
+        prediction: (H, W) uint8, the classes that SAM is asked about: the specialist's, smoothed over slices with `sam.beside`.
         truth: the same of an expert; None of an unlabelled slice.
         answers: class by class, the largest component first.
         target: (H, W) uint8 with IGNORE, what the specialist would be taught; all of it IGNORE where SAM is not trusted.
@@ -75,7 +77,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Looks:
-    """Some slices of a site after a round; `trust` is how much SAM counts there, by class, `used` whether the run asks it."""
+    """Some slices of a site after a round; `trust` is how much SAM counted in it, by class, `used` whether the run asks it.
+
+    Where the round did not judge SAM, trust is what it would earn now.
+    """
 
     cycle: int
     round: int
@@ -91,7 +96,7 @@ def look_at(site: Site, *, count: int) -> Looks:
     They are of validation patients, whose truth is known; of a site without any, unlabelled ones.
 
     Raises:
-        SiteFault: the site has not trained yet, or no slice shows anything.
+        SiteFault: the site has not trained yet, no slice shows anything, or the run's prompts say nothing.
         SamUnavailable: its checkpoint can't be read.
     """
     models = load_models(site.workspace / "models" / "local.safetensors")
@@ -103,29 +108,33 @@ def look_at(site: Site, *, count: int) -> Looks:
         )
     torch.set_num_threads(site.settings.threads)
     plan = Plan.read(models.settings)
+    if not (plan.sam.box or plan.sam.positives or plan.sam.mask):
+        raise SiteFault("bad-request", "the run does not ask SAM, and its sam.box, positives and mask leave nothing to ask with")
     slices = Slices(site, plan.preprocess)
-    specialist = network_with(plan, parts_of(models.model).specialist).to(site.device).eval()
+    specialists = _specialists(site, plan, models)
     held_out = site.store.cases("validation")
-    cases = _some(site, plan, slices, specialist, held_out or site.store.cases("unlabelled", "requested"), count)
-    teacher = _teacher(site, plan, models, slices, specialist)
+    cases = _some(site, plan, slices, specialists, held_out, count)
+    paths = {image.id: Path(image.path) for image in site.store.images()}
+    turn_of = {image: upright(site.read(paths[image]).affine) for image in {case.image for case in cases}}
+    turns = [turn_of[case.image] for case in cases]
+    teacher = _teacher(site, plan, models, slices, specialists)
+    told = models.reply.get("trust")
+    trust = teacher.trust if told is None else torch.tensor([0.0, *told])
+    teacher.trust = torch.ones_like(trust)
     images = slices.take(cases).to(site.device)
-    trust, teacher.trust = teacher.trust, torch.ones_like(teacher.trust)
-    with torch.no_grad():
-        asked = teacher.ask(cases, images, predict(specialist, slices, cases, device=site.device).to(site.device))
+    asked = teacher.ask(cases, images, mean_probabilities(specialists, images))
     target = target_from(asked.prompts, asked.masks, asked.kept, asked.probs, trust=trust)
     prediction = class_map(asked.probs)
     truth = slices.truths(cases).to(site.device, torch.int64) if held_out else None
     dice = None if truth is None else _dice(asked, prediction, truth, classes=len(plan.classes))
     own = images[:, plan.preprocess.neighbours * plan.preprocess.channels :][:, : plan.preprocess.channels]
-    paths = {image.id: Path(image.path) for image in site.store.images()}
-    turns = [upright(site.read(paths[case.image]).affine) for case in cases]
     answers = _answers(asked, plan.sam, turns)
     return Looks(
         cycle=models.cycle,
         round=models.round,
         classes=tuple(plan.classes),
         trust=dict(zip(plan.classes, trust[1:].tolist(), strict=True)),
-        used=plan.sam.enabled,
+        used=plan.sam.enabled and plan.sam.weight > 0,
         slices=tuple(
             Look(
                 image=turn.plane(own[row].movedim(0, -1).squeeze(-1).cpu().numpy()),
@@ -140,24 +149,34 @@ def look_at(site: Site, *, count: int) -> Looks:
     )
 
 
-def _some(site: Site, plan: Plan, slices: Slices, specialist: nn.Module, cases: Sequence[Case], count: int) -> list[Case]:
-    """Evenly spread ones of those that show a class: by their truth if they are held out, else as the specialist sees it."""
+def _specialists(site: Site, plan: Plan, models: LocalModels) -> list[nn.Module]:
+    """Who asks SAM: the framework's averages where it has any, else the student and its peers."""
+    given = parts_of(models.model)
+    averages = [name for name, kind in FRAMEWORKS[plan.train.framework].helpers.items() if kind == "average"]
+    states = [models.helpers[name] for name in averages] or [given.specialist, *given.peers.values()]
+    return [network_with(plan, state).to(site.device).eval() for state in states]
+
+
+def _some(
+    site: Site, plan: Plan, slices: Slices, specialists: Sequence[nn.Module], held_out: Sequence[Case], count: int
+) -> list[Case]:
+    """Evenly spread ones of those that show a class: held-out ones by their truth, else unlabelled ones as they are seen."""
+    cases = held_out or site.store.cases("unlabelled", "requested")
     if not cases:
-        shows = np.zeros(0, dtype=np.bool_)
-    elif cases[0].id in {case.id for case in site.store.cases("validation")}:
-        shows = (slices.truths(cases) > 0).flatten(1).any(1).numpy()
-    else:
-        shows = (class_map(predict(specialist, slices, cases, device=site.device)) > 0).flatten(1).any(1).numpy()
-    found = np.flatnonzero(shows)
+        raise SiteFault("bad-data", f"{site.name} has no validation patient and nothing unlabelled, so no slice to look at")
+    shows = [
+        (slices.truths(part) > 0 if held_out else class_map(mean_probabilities(specialists, images)) > 0).flatten(1).any(1).cpu()
+        for part, images in batches(slices, cases, device=site.device)
+    ]
+    found = np.flatnonzero(torch.cat(shows).numpy())
     if not len(found):
         raise SiteFault("bad-data", f"{site.name} has no slice to look at: none seems to show {' or '.join(plan.classes)}")
     places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(np.int64)
     return [cases[row] for row in found[places]]
 
 
-def _teacher(site: Site, plan: Plan, models: LocalModels, slices: Slices, specialist: nn.Module) -> SamTeacher:
-    """SAM as this site would ask it in its next round: with what it has learned, or without, and trusted as far as it
-    helps."""
+def _teacher(site: Site, plan: Plan, models: LocalModels, slices: Slices, specialists: Sequence[nn.Module]) -> SamTeacher:
+    """SAM with what it has learned, or without where that adds less, and trusted as far as it helps."""
     labelled = site.store.cases("labelled")
 
     def take(rows: Sequence[int] | NDArray[np.int64]) -> tuple[list[Case], Tensor, Tensor]:
@@ -171,7 +190,8 @@ def _teacher(site: Site, plan: Plan, models: LocalModels, slices: Slices, specia
         adapter=parts_of(models.model).adapter,
         cycle_adapter=models.helpers.get(SAM),
         slices=slices,
-        specialists=[specialist],
+        specialists=specialists,
+        tidy=False,
     )
     teacher.meet(labelled, take)
     return teacher

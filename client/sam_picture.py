@@ -29,7 +29,7 @@ COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0
 GREY = "0.4"
 COLUMNS = ("the slice", "what SAM is asked", "what SAM answers", "what it teaches")
 PANEL_INCHES = 2.4
-MARGIN = 0.35
+MARGIN = 0.2
 """Around what is outlined, as a share of its extent."""
 
 
@@ -100,7 +100,7 @@ def _truth(ax: Axes, look: Look, looks: Looks) -> None:
         return
     _outlines(ax, look.truth, "solid")
     told = [
-        f"{name} {before:.2f} → {after:.2f}"
+        f"{_plain(name)} {before:.2f} → {after:.2f}"
         for name, before, after in zip(looks.classes, *look.dice, strict=True)
         if not np.isnan(before)
     ]
@@ -117,7 +117,7 @@ def _asked(ax: Axes, look: Look) -> None:
             clicks = answer.clicks[answer.inside == inside] - 0.5
             ax.plot(clicks[:, 0], clicks[:, 1], marker, color=colour, markersize=4, markeredgewidth=1)
     if not look.answers:
-        ax.set_xlabel("nothing: the specialist sees nothing here", fontsize=7)
+        ax.set_xlabel("nothing: the specialist sees nothing large enough", fontsize=7)
 
 
 def _answered(ax: Axes, look: Look, looks: Looks) -> None:
@@ -125,7 +125,7 @@ def _answered(ax: Axes, look: Look, looks: Looks) -> None:
     for answer in look.answers:
         _outline(ax, answer.mask, COLOURS[(answer.class_ - 1) % len(COLOURS)], "dotted" if answer.doubts else "solid")
         if answer.doubts:
-            lines.append(f"{looks.classes[answer.class_ - 1]}: {', '.join(answer.doubts)}")
+            lines.append(f"{_plain(looks.classes[answer.class_ - 1])}: {', '.join(answer.doubts)}")
     ax.set_xlabel("\n".join(lines), fontsize=7)
 
 
@@ -155,21 +155,23 @@ def _outline(ax: Axes, mask: NDArray[np.bool_], colour: str, style: str) -> None
 def _frame(look: Look) -> tuple[float, float, float, float]:
     """Left, right, top and bottom of what is shown: a square around all that is outlined, within the slice."""
     height, width = look.prediction.shape
-    marked = look.prediction > 0
-    for mask in (*(answer.mask for answer in look.answers), *(() if look.truth is None else (look.truth > 0,))):
-        marked = marked | mask
-    rows, columns = np.nonzero(marked)
-    if not len(rows):
+    masks = [look.prediction > 0, *(answer.mask for answer in look.answers), *(() if look.truth is None else [look.truth > 0])]
+    marked = [np.argwhere(mask)[:, ::-1] + end for mask in masks for end in (0, 1)]  # both edges of a pixel
+    marked += [np.reshape(answer.box, (2, 2)) for answer in look.answers] + [answer.clicks for answer in look.answers]
+    positions = np.concatenate(marked)
+    if not len(positions):
         return -0.5, width - 0.5, -0.5, height - 0.5
-    side = min((1 + 2 * MARGIN) * (max(np.ptp(rows), np.ptp(columns)) + 1), min(height, width))
-    left = min(max((columns.min() + columns.max() + 1 - side) / 2, 0), width - side) - 0.5
-    top = min(max((rows.min() + rows.max() + 1 - side) / 2, 0), height - side) - 0.5
+    low, high = positions.min(0), positions.max(0)
+    side = min((1 + 2 * MARGIN) * float((high - low).max()), height, width)
+    left, top = (
+        min(max((a + b - side) / 2, 0), most - side) - 0.5 for a, b, most in zip(low, high, (width, height), strict=True)
+    )
     return left, left + side, top, top + side
 
 
 def _legend(looks: Looks) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], label=f"{name}: trust {looks.trust[name]:.2f}")
+        Line2D([], [], color=COLOURS[n % len(COLOURS)], label=f"{_plain(name)}: trust {looks.trust[name]:.2f}")
         for n, name in enumerate(looks.classes)
     ]
     return [
@@ -178,3 +180,8 @@ def _legend(looks: Looks) -> list[Line2D]:
         Line2D([], [], marker="x", linestyle="none", markersize=4, label="click beside it", color=GREY),
         Line2D([], [], linestyle="dotted", label="answer that is not believed", color=GREY),
     ]
+
+
+def _plain(name: str) -> str:
+    """A class's name as matplotlib takes it: between two $ it would read a formula."""
+    return name.replace("$", r"\$")

@@ -72,6 +72,7 @@ class SamTeacher:
         cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
             its encoder embeds the images until the cycle ends.
         slices: where the images of cases come from.
+        tidy: whether embeddings by older adapters are removed; who only looks leaves them to the round that may be running.
         specialists: whose mean prediction is compared with SAM, the one that SAM is asked with; and who predict slices
             beside the asked ones. Their mode is left as it is.
 
@@ -89,6 +90,7 @@ class SamTeacher:
         cycle_adapter: Mapping[str, Tensor] | None,
         slices: Slices,
         specialists: Sequence[nn.Module],
+        tidy: bool = True,
     ) -> None:
         self._site, self._plan, self._settings, self._when = site, plan, plan.sam, when
         self._slices, self._specialists = slices, specialists
@@ -106,7 +108,7 @@ class SamTeacher:
         if plan.sam.adapt == "lora":
             learned = self.kept[SAM] = dict(adapter if cycle_adapter is None else cycle_adapter)
         self._sam = self._base.adapted(learned, seed=plan.seed)
-        self._cache = _cache(site, self._sam, adapted=plan.sam.adapt == "lora")
+        self._cache = _cache(site, self._sam, adapted=plan.sam.adapt == "lora", tidy=tidy)
         self._has_learned = any(bool((value != 0).any()) for value in learned.values())
         self._generator = torch_generator(plan.seed, site.name, *when, "sam")
         self._learns_from: list[int] = []
@@ -114,6 +116,8 @@ class SamTeacher:
         """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
         self.judges = 0
         """On how many patients that rests, in the class that rests on the fewest."""
+        self.verdict = ""
+        """What `meet` found, for the site's log; empty where nothing was asked."""
 
     @property
     def is_trusted(self) -> bool:
@@ -143,7 +147,7 @@ class SamTeacher:
         classes = len(self._plan.classes)
         candidates = [(self._sam, self._cache)]
         if self._has_learned:
-            candidates.append((self._base, _cache(self._site, self._base, adapted=False)))
+            candidates.append((self._base, _cache(self._site, self._base)))
         shown, patients = [[torch.zeros(0, classes)] for _ in candidates], list[str]()
         for start in range(0, len(rows), TRUST_BATCH):
             cases, images, labels = show(rows[start : start + TRUST_BATCH])
@@ -161,7 +165,7 @@ class SamTeacher:
         self.trust, self.judges = trust_from(evidence, patients), judges_from(evidence, patients)
         told = ", ".join(f"{name} {float(t):.2f}" for name, t in zip(self._plan.classes, self.trust[1:], strict=True))
         whose = ", without what it has learned, which adds less" if best else ""
-        self._site.log.info("cycle %d, round %d: trust in SAM%s: %s", *self._when, whose, told)
+        self.verdict = f"cycle {self._when[0]}, round {self._when[1]}: trust in SAM{whose}: {told}"
 
     @torch.no_grad()
     def target(self, cases: Sequence[Case], images: Tensor, teacher_probs: Tensor) -> Target:
@@ -251,11 +255,11 @@ def taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:
     return fold(labelled, site.store.requested_patients())[0]
 
 
-def _cache(site: Site, sam: Sam, *, adapted: bool) -> EmbeddingCache:
-    """Where embeddings of this SAM lie. Those of an adapted encoder are of one cycle: older ones are removed."""
+def _cache(site: Site, sam: Sam, *, adapted: bool = False, tidy: bool = False) -> EmbeddingCache:
+    """Where embeddings of this SAM lie. Those of an adapted encoder are of one cycle: older ones are removed by `tidy`."""
     folder = site.workspace / "cache" / ("sam-adapted" if adapted else "sam")
     cache = EmbeddingCache(folder, sam)
-    if adapted:
+    if adapted and tidy:
         for other in folder.iterdir():
             if other != cache.folder:
                 shutil.rmtree(other, ignore_errors=True)

@@ -102,6 +102,8 @@ def train(
             specialists=[*averages.values()] or [student, *peers.values()],
         )
         sam.meet(labelled, draw.labelled)
+        if sam.verdict:
+            site.log.info(sam.verdict)
     asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
     learning = [parameter for network in (student, *peers.values()) for parameter in network.parameters()]
     anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []

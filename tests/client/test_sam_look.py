@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from client.faults import SiteFault
-from client.models import LocalModels, save_models
+from client.models import LocalModels, load_models, save_models
 from client.plan import Plan
 from client.sam import Sam
-from client.sam_look import Looks, look_at
+from client.sam_look import Looks, _specialists, look_at
 from client.sam_picture import draw, told
 from client.sam_teacher import SamTeacher
-from client.site import Site
+from client.site import Site, Slices
 from client.store import Store
+from client.train import When, train
+from client.upright import Turn
+from strategies.global_model import parts_of
+from strategies.metrics import dice_by_class
 from strategies.records import Weights
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import Prompts
@@ -35,9 +40,10 @@ def trained(joined: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Site
     def make(*overrides: str, rating: float = 1.0, moved: int = 0) -> Site:
         site, plan, weights = joined("sam.enabled=true", *overrides)
         model = {name: torch.as_tensor(value) for name, value in weights.items()}
+        teacher = {name: value.clone() for name, value in model.items()}
         settings = plan.model_dump(mode="json")
         path = site.workspace / "models" / "local.safetensors"
-        save_models(path, LocalModels("r", 2, 3, 0, model, settings=settings))
+        save_models(path, LocalModels("r", 2, 3, 0, model, {"teacher": teacher}, settings=settings))
 
         def decode(self: Sam, embeddings: Tensor, prompts: Prompts, **how: Any) -> tuple[Tensor, Tensor]:
             masks = prompts.components.roll(moved, dims=2)
@@ -45,7 +51,7 @@ def trained(joined: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Site
 
         monkeypatch.setattr(Sam, "encode", lambda self, images: torch.zeros(len(images), *self.embedding_shape))
         monkeypatch.setattr(Sam, "decode", decode)
-        monkeypatch.setattr("client.sam_look.predict", lambda network, slices, cases, device: squares(len(cases)))
+        monkeypatch.setattr("client.sam_look.mean_probabilities", lambda networks, images: squares(len(images)))
         monkeypatch.setattr("client.sam_teacher.mean_probabilities", lambda networks, images: squares(len(images)))
         return site
 
@@ -125,6 +131,64 @@ def test_what_is_taught_follows_trust(trained: Callable[..., Site], trust: bool)
     (shown,) = (looks := look_at(trained(f"sam.trust={str(trust).lower()}"), count=1)).slices
     assert set(looks.trust.values()) == {float(not trust)}
     assert set(np.unique(shown.target)) == ({IGNORE} if trust else {0, 1, 2, IGNORE})
+
+
+def test_marks_lie_where_sam_was_asked_however_the_slice_is_turned(trained: Callable[..., Site]) -> None:
+    """The tiny volumes are stored x by y and mirrored: their slices are turned to be looked at."""
+    site = trained("sam.positives=2", "sam.negatives=2", moved=1)
+    (shown,) = look_at(site, count=1).slices
+    stored = squares(1).argmax(1)[0].numpy()
+    assert not np.array_equal(shown.prediction, stored)
+    assert {tuple(np.unique(shown.prediction))} == {(0, 1, 2)}
+    for answer in shown.answers:
+        rows, columns = np.nonzero(shown.prediction == answer.class_)
+        assert answer.box == (columns.min() - 2, rows.min() - 2, columns.max() + 3, rows.max() + 3)
+        assert answer.inside.tolist().count(True) == 2
+        on = [shown.prediction[int(y), int(x)] == answer.class_ for x, y in answer.clicks]
+        assert on == answer.inside.tolist()
+        assert (answer.mask & (shown.prediction == answer.class_)).sum() == 90  # of a 10 × 10 square moved by one
+
+
+def test_image_truth_and_dice_are_of_the_slice_that_is_shown(trained: Callable[..., Site]) -> None:
+    """SAM answers a square moved by one: Dice with its masks is that of the moved squares."""
+    site = trained("sam.min_agreement=0.0", moved=1)
+    plan = Plan.read(load_settings(site))
+    slices = Slices(site, plan.preprocess)
+    held_out = site.store.cases("validation")
+    images, truths = slices.take(held_out)[:, 0].numpy(), slices.truths(held_out).numpy()
+    (shown,) = look_at(site, count=1).slices
+    turns = [Turn(*flags) for flags in product((False, True), repeat=3)]
+    found = [
+        (turn, row) for turn in turns for row in range(len(held_out)) if np.array_equal(turn.plane(images[row]), shown.image)
+    ]
+    ((turn, row),) = found
+    np.testing.assert_array_equal(turn.plane(truths[row]), shown.truth)
+    stored = squares(1).argmax(1)[0].numpy()
+    assert shown.dice is not None
+    np.testing.assert_allclose(shown.dice[0], dice_by_class(stored, truths[row], classes=2))
+    np.testing.assert_allclose(shown.dice[1], dice_by_class(np.roll(stored, 1, axis=1), truths[row], classes=2), atol=1e-6)
+
+
+def load_settings(site: Site) -> Any:
+    models = load_models(site.workspace / "models" / "local.safetensors")
+    assert models is not None
+    return models.settings
+
+
+@pytest.mark.parametrize(("framework", "asking"), [("supervised", 1), ("mean_teacher", 1), ("cross_pseudo", 2)])
+def test_those_ask_who_ask_in_training_and_trust_is_the_rounds_own(joined: Make, framework: str, asking: int) -> None:
+    site, plan, weights = joined("sam.enabled=true", f"train.framework={framework}")
+    done = train(site, plan, When(1, 1, 0, 4), weights, helpers={})
+    reply = {"trust": [0.25, 0.5]}
+    models = LocalModels("r", 1, 1, 0, done.model, done.helpers, reply, plan.model_dump(mode="json"))
+    save_models(site.workspace / "models" / "local.safetensors", models)
+    asked = _specialists(site, plan, models)
+    assert len(asked) == asking
+    own = done.helpers["teacher"] if framework == "mean_teacher" else parts_of(done.model).specialist
+    assert all(torch.equal(value, own[name]) for name, value in asked[0].state_dict().items())
+    before = (site.workspace / "site.log").read_text()
+    assert look_at(site, count=1).trust == pytest.approx(dict(zip(plan.classes, (0.25, 0.5), strict=True)))
+    assert (site.workspace / "site.log").read_text() == before
 
 
 def test_a_site_that_has_not_trained_says_when_to_look_again(joined: Make) -> None:
