@@ -150,8 +150,8 @@ def test_marks_lie_where_sam_was_asked_however_the_slice_is_turned(trained: Call
 
 
 def test_image_truth_and_dice_are_of_the_slice_that_is_shown(trained: Callable[..., Site]) -> None:
-    """SAM answers a square moved by one: Dice with its masks is that of the moved squares."""
-    site = trained("sam.min_agreement=0.0", moved=1)
+    """SAM answers a square moved by seven: Dice with its masks is that of the moved squares."""
+    site = trained("sam.min_agreement=0.0", moved=7)
     plan = Plan.read(load_settings(site))
     slices = Slices(site, plan.preprocess)
     held_out = site.store.cases("validation")
@@ -165,8 +165,9 @@ def test_image_truth_and_dice_are_of_the_slice_that_is_shown(trained: Callable[.
     np.testing.assert_array_equal(turn.plane(truths[row]), shown.truth)
     stored = squares(1).argmax(1)[0].numpy()
     assert shown.dice is not None
+    assert not np.allclose(*shown.dice)
     np.testing.assert_allclose(shown.dice[0], dice_by_class(stored, truths[row], classes=2))
-    np.testing.assert_allclose(shown.dice[1], dice_by_class(np.roll(stored, 1, axis=1), truths[row], classes=2), atol=1e-6)
+    np.testing.assert_allclose(shown.dice[1], dice_by_class(np.roll(stored, 7, axis=1), truths[row], classes=2), atol=1e-6)
 
 
 def load_settings(site: Site) -> Any:
