@@ -136,8 +136,8 @@ def _method(of: Job) -> str:
 def unfinished() -> list[str]:
     """A paragraph that says how much of the page is still to be measured; nothing where all is there."""
     rest = wanted(PARTS)
-    asked = [*((of, 0) for of in screening()), *rest]
-    done, all_ = sum(recorded(semi_runs.scale.page.stem, of.seeded(seed).name) is not None for of, seed in asked), len(asked)
+    asked = {of.seeded(seed).name for of, seed in [*((of, 0) for of in screening()), *rest]}  # some are of both
+    done, all_ = sum(recorded(semi_runs.scale.page.stem, name) is not None for name in asked), len(asked)
     if rest and done == all_:
         return []
     told = f"**Not finished: {done} of {all_} runs are done**; test patients are read, group by group, when all of a group are."
