@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -105,13 +105,12 @@ def job(data: str, framework: str, help_: str, labels: str) -> Job:
 
 
 def worthless(framework: str, which: str) -> Job:
-    """A run with a SAM that knows nothing, on hippocampus with two slices a site."""
+    """The run with SAM on hippocampus with two slices a site, with a SAM that knows nothing in its place."""
+    honest = job("hippocampus", framework, "SAM", FEW)
     checkpoint = (f"sam.checkpoint={RANDOM_SAM}",) if which == "random SAM" else ()
     open_gate = ("sam.min_iou=0.0", "sam.min_agreement=0.0")  # or the gate would silence it, and trust had nothing to show
-    overrides = (f"train.framework={framework}", *HELP["SAM"], *open_gate, *checkpoint, *LABELS[FEW], *scale.steps)
-    overrides = (*overrides, *scale.network["hippocampus"])
-    name = f"hippocampus-{framework}-{which.replace(' ', '_')}-{FEW.replace(' ', '_')}"
-    return Job(name, "configs/hippocampus.toml", overrides, group="hippocampus")
+    name = honest.name.replace("-SAM-", f"-{which.replace(' ', '_')}-")
+    return replace(honest, name=name, overrides=(*honest.overrides, *open_gate, *checkpoint))
 
 
 def run_worthless(of: Job) -> None:

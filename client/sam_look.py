@@ -127,7 +127,7 @@ def look_at(site: Site, *, count: int) -> Looks:
     prediction = class_map(asked.probs)
     truth = slices.truths(cases).to(site.device, torch.int64) if held_out else None
     dice = None if truth is None else _dice(asked, prediction, truth, classes=len(plan.classes))
-    own = images[:, plan.preprocess.neighbours * plan.preprocess.channels :][:, : plan.preprocess.channels]
+    own = teacher.own_channels(images)
     answers = _answers(asked, plan.sam, turns)
     return Looks(
         cycle=models.cycle,

@@ -111,7 +111,7 @@ def _asked(ax: Axes, look: Look) -> None:
     _outlines(ax, look.prediction, "solid")
     for answer in look.answers:
         left, top, right, bottom = answer.box
-        corner, colour = (left - 0.5, top - 0.5), COLOURS[(answer.class_ - 1) % len(COLOURS)]
+        corner, colour = (left - 0.5, top - 0.5), _colour(answer.class_)
         ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=0.8))
         for inside, marker in ((True, "o"), (False, "x")):
             clicks = answer.clicks[answer.inside == inside] - 0.5
@@ -123,7 +123,7 @@ def _asked(ax: Axes, look: Look) -> None:
 def _answered(ax: Axes, look: Look, looks: Looks) -> None:
     lines = []
     for answer in look.answers:
-        _outline(ax, answer.mask, COLOURS[(answer.class_ - 1) % len(COLOURS)], "dotted" if answer.doubts else "solid")
+        _outline(ax, answer.mask, _colour(answer.class_), "dotted" if answer.doubts else "solid")
         if answer.doubts:
             lines.append(f"{_plain(looks.classes[answer.class_ - 1])}: {', '.join(answer.doubts)}")
     ax.set_xlabel("\n".join(lines), fontsize=7)
@@ -134,7 +134,7 @@ def _taught(ax: Axes, look: Look) -> None:
     paint = np.zeros((*look.target.shape, 4))
     paint[look.target == 0] = (0, 0, 0, 0.65)
     for class_ in np.unique(look.target[(look.target > 0) & (look.target != IGNORE)]):
-        colour = COLOURS[(int(class_) - 1) % len(COLOURS)]
+        colour = _colour(int(class_))
         paint[look.target == class_] = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)] + [0.7]
     ax.imshow(paint)
     if (look.target == IGNORE).all():
@@ -143,7 +143,7 @@ def _taught(ax: Axes, look: Look) -> None:
 
 def _outlines(ax: Axes, classes: NDArray[np.uint8], style: str) -> None:
     for class_ in np.unique(classes[(classes > 0) & (classes != IGNORE)]):
-        _outline(ax, classes == class_, COLOURS[(int(class_) - 1) % len(COLOURS)], style)
+        _outline(ax, classes == class_, _colour(int(class_)), style)
 
 
 def _outline(ax: Axes, mask: NDArray[np.bool_], colour: str, style: str) -> None:
@@ -171,8 +171,8 @@ def _frame(look: Look) -> tuple[float, float, float, float]:
 
 def _legend(looks: Looks) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], label=f"{_plain(name)}: trust {looks.trust[name]:.2f}")
-        for n, name in enumerate(looks.classes)
+        Line2D([], [], color=_colour(n), label=f"{_plain(name)}: trust {looks.trust[name]:.2f}")
+        for n, name in enumerate(looks.classes, start=1)
     ]
     return [
         *handles,
@@ -180,6 +180,11 @@ def _legend(looks: Looks) -> list[Line2D]:
         Line2D([], [], marker="x", linestyle="none", markersize=4, label="click beside it", color=GREY),
         Line2D([], [], linestyle="dotted", label="answer that is not believed", color=GREY),
     ]
+
+
+def _colour(class_: int) -> str:
+    """Of a class counted from 1."""
+    return COLOURS[(class_ - 1) % len(COLOURS)]
 
 
 def _plain(name: str) -> str:

@@ -72,9 +72,9 @@ class SamTeacher:
         cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
             its encoder embeds the images until the cycle ends.
         slices: where the images of cases come from.
-        tidy: whether embeddings by older adapters are removed; who only looks leaves them to the round that may be running.
         specialists: whose mean prediction is compared with SAM, the one that SAM is asked with; and who predict slices
             beside the asked ones. Their mode is left as it is.
+        tidy: whether embeddings by older adapters are removed; who only looks leaves them to the round that may be running.
 
     Raises:
         SiteFault: the site's checkpoint is not of the size that the run adapts.
@@ -180,7 +180,7 @@ class SamTeacher:
         # a round looks at so many at most; more would be read, and embedded, for nothing
         order = torch.randperm(len(self._learns_from), generator=self._generator)[: self._settings.adapt_steps * BATCH]
         cases, images, labels = take([self._learns_from[row] for row in sorted(order.tolist())])
-        images, embeddings = self._own_channels(images), None
+        images, embeddings = self.own_channels(images), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)
         learned, loss = train_adapter(
@@ -209,7 +209,7 @@ class SamTeacher:
         """Ask about the components of a prediction (B, C+1, H, W) of images (B, K, H, W), in the classes that SAM is trusted
         in."""
         settings = self._settings
-        images = self._own_channels(images)
+        images = self.own_channels(images)
         if settings.beside:
             probs = self._smoothed(cases, probs)
         prompts = prompts_from(probs, positives=settings.positives, negatives=settings.negatives)
@@ -234,7 +234,7 @@ class SamTeacher:
         )
         return Asked(prompts, probs, masks, iou, moved, kept)
 
-    def _own_channels(self, images: Tensor) -> Tensor:
+    def own_channels(self, images: Tensor) -> Tensor:
         """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""
         channels, around = self._plan.preprocess.channels, self._plan.preprocess.neighbours
         return images[:, around * channels : (around + 1) * channels]
