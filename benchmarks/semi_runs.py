@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,8 @@ from strategies.sam_parts import SIZES, Parts
 from strategies.semi import FRAMEWORKS
 from strategies.semi.prompts import Prompts
 
-RANDOM_SAM = ROOT / "runs" / "semi" / "random_sam.safetensors"
+RANDOM_SAM = Path("runs") / "semi" / "random_sam.safetensors"
+"""Below `ROOT`: a record tells its settings, which must not name where somebody's clone lies."""
 HELP = {
     "no SAM": ("sam.enabled=false",),
     "SAM": ("sam.enabled=true",),
@@ -115,14 +117,15 @@ def worthless(framework: str, which: str) -> Job:
 
 def run_worthless(of: Job) -> None:
     """Run a job of `worthless`; the SAM that answers the box is the honest one with its answers replaced."""
-    if not RANDOM_SAM.exists():
+    if not (ROOT / RANDOM_SAM).exists():
         torch.manual_seed(0)
-        write_bytes(RANDOM_SAM, save(Parts(SIZES["small"]).state_dict()))
+        write_bytes(ROOT / RANDOM_SAM, save(Parts(SIZES["small"]).state_dict()))
     honest = Sam.decode
     if "box" in of.name:
         Sam.decode = box_itself  # type: ignore[method-assign]
     try:
-        run_job(of, scale.page.stem)
+        with chdir(ROOT):
+            run_job(of, scale.page.stem)
     finally:
         Sam.decode = honest  # type: ignore[method-assign]
 
