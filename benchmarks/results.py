@@ -14,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from common import report
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy import stats
+from torch import nn
 
 from client.evaluate import evaluate
 from client.plan import Plan, network_with
@@ -98,16 +99,19 @@ def recorded(page: str, name: str) -> Ended | None:
     return Ended(**json.loads(path.read_text())) if path.exists() else None
 
 
-def run_job(job: Job, page: str) -> None:
-    """Run, or go on with, a job, and write its record; nothing to do where that is there, or where another process runs it."""
+def run_job(job: Job, page: str, *, more: Callable[[Path, Ended], Ended] | None = None) -> None:
+    """Run, or go on with, a job, and write its record; nothing to do where that is there, or where another process runs it.
+
+    `more` makes another record of the run's folder and its own record.
+    """
     try:
         with locked(ROOT / "runs" / page / ".hands" / job.name):
-            _run_alone(job, page)
+            _run_alone(job, page, more)
     except FolderInUse:
         print(f"== {job.name} is left to the process that runs it", flush=True)
 
 
-def _run_alone(job: Job, page: str) -> None:
+def _run_alone(job: Job, page: str, more: Callable[[Path, Ended], Ended] | None) -> None:
     run = load(ROOT / job.config, job.overrides)
     settings, sam = _settings(run), digest(path_of(run.sam.checkpoint))[:16] if run.sam.enabled else ""
     done = recorded(page, job.name)
@@ -123,7 +127,9 @@ def _run_alone(job: Job, page: str) -> None:
         write_text(made_with, json.dumps([settings, sam]))
     if not finished(folder):
         simulate(ROOT / job.config, job.overrides, engine=job.engine, out=folder, resume=True)
-    write_text(RECORDS / page / f"{job.name}.json", json.dumps(asdict(_record(job, folder, settings, sam)), indent=1) + "\n")
+    ended = _record(job, folder, settings, sam)
+    told = asdict(ended if more is None else more(folder, ended))
+    write_text(RECORDS / page / f"{job.name}.json", json.dumps(told, indent=1) + "\n")
 
 
 def finished(folder: Path) -> bool:
@@ -160,12 +166,13 @@ def _record(job: Job, folder: Path, settings: str, sam: str) -> Ended:
     )
 
 
-def patient_dice(folder: Path, role: str) -> dict[str, float]:
-    """Mean Dice over classes and volumes of each held-out patient (`site/patient`) by a run's final model."""
+def patient_dice(folder: Path, role: str, network: nn.Module | None = None) -> dict[str, float]:
+    """Mean Dice over classes and volumes of each held-out patient (`site/patient`), by a run's final model or by `network`."""
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
     plan = Plan.read(settings_for_sites(run))
-    network = network_with(plan, load_file(folder / "weights" / "final.safetensors"))
+    if network is None:
+        network = network_with(plan, load_file(folder / "weights" / "final.safetensors"))
     values: dict[str, list[float]] = {}
     for workspace in sorted((folder / "sites").iterdir()):
 

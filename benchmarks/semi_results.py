@@ -1,13 +1,14 @@
 """The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
 
-    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central benchmarks]
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central pooled benchmarks]
                                                                    [--full] [--write]
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. Supervised training and the two best frameworks, these without SAM and with the kind of help
 that did better in the screening, then go to the test patients with several seeds, with two labelled slices a site, with
 one labelled patient a site, and with all; and, for comparison with published numbers, with three labelled patients and no
-federation. Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes on; on
+federation. Beside them, what the labelled slices of the supervised runs give when they are in one place, on validation
+patients (pooled). Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes on; on
 two cores, start the same command twice. With --full all is of full size, for a GPU. With --write nothing is run.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 
 import semi_runs
 from results import Claim, Ended, Job, benchmark_rows, claim_table, recorded, run_benchmark, write_page, written_by
+from semi_pooled import pooled, run_pooled
 from semi_runs import (
     FEW,
     HELP,
@@ -27,6 +29,7 @@ from semi_runs import (
     SETS,
     WORTHLESS,
     all_with_sam,
+    beside_pooled,
     best_two,
     compared,
     job,
@@ -56,12 +59,30 @@ def screening_table() -> list[str]:
     return lines
 
 
-def apart(ours: dict[int, Ended], theirs: dict[int, Ended]) -> tuple[float, float, float] | None:
-    """Paired difference of test Dice over the seeds that both have, with its interval."""
+def apart(ours: dict[int, Ended], theirs: dict[int, Ended], *, role: str = "test") -> tuple[float, float, float] | None:
+    """Paired difference of Dice over the seeds that both have, with its interval."""
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
-    return paired_bootstrap([ours[seed].patients["test"] for seed in both], [theirs[seed].patients["test"] for seed in both])
+    return paired_bootstrap([ours[seed].patients[role] for seed in both], [theirs[seed].patients[role] for seed in both])
+
+
+def pooled_table() -> list[str]:
+    """Of the sets and labels that have been asked about; nothing where none has."""
+    lines = ["| data | labels | federated | in one place | difference |", "|---|---|---|---|---|"]
+    seeds = semi_runs.scale.fewer
+    for of in beside_pooled():
+        data, _, _, labels = of.name.split("-")
+        federated, bare = runs_of(of, seeds), runs_of(pooled(of), seeds)
+        difference = apart(federated, bare, role="validation")
+        if difference is not None and federated.keys() == bare.keys():
+            cells = [bootstrap([run.patients["validation"] for run in runs.values()]) for runs in (federated, bare)]
+            told = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in cells]
+            told.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
+            lines.append(
+                f"| {data} | {labels.replace('_', ' ')} ({len(bare)} seed{'s' * (len(bare) > 1)}) | {' | '.join(told)} |"
+            )
+    return lines if len(lines) > 2 else []
 
 
 def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
@@ -70,7 +91,7 @@ def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
         data, framework, help_, labels = (word.replace("_", " ") for word in of.name.split("-"))
         runs = runs_of(of, seeds)
         mean, lower, upper = bootstrap([run.patients["test"] for run in runs.values()])
-        dice = f"{mean:.3f} [{lower:.3f}, {upper:.3f}] ({len(runs)} seed{'s' * (len(runs) > 1)})"
+        dice = f"{mean:.3f} [{lower:.3f}, {upper:.3f}] ({_seeds(len(runs))})"
         told = ""
         if help_ != "no SAM":
             beside = "supervised" if labels == "all" else framework.replace(" ", "_")
@@ -78,6 +99,10 @@ def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
             told = "" if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
         lines.append(f"| {data} | {labels} | {framework} | {help_} | {dice} | {told} |")
     return lines
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def best_of(data: str, among: Iterable[str], seeds: int) -> Job | None:
@@ -174,6 +199,12 @@ def compose() -> None:
         *claim_table(promised),
         "",
     ]
+    beside = pooled_table()
+    if beside:
+        text += ["## What the federation costs: validation Dice of supervised training", ""]
+        text += ["In one place: a bare loop without a federation on the very slices that the sites have in the federated run,"]
+        text += [f"{scale.rounds * scale.local_steps} steps, each on as many images as all sites take in one of theirs.", ""]
+        text += [*beside, ""]
     done = read_groups()
     if done:
         text += ["## Test Dice", "", *final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
@@ -183,7 +214,7 @@ def compose() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=(*PARTS, "benchmarks"), default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, "pooled", "benchmarks"), default=(*PARTS, "pooled"))
     parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
     parser.add_argument("--full", action="store_true", help="full size, for a GPU: a page and records of its own, semi_full")
     given = parser.parse_args()
@@ -196,6 +227,9 @@ def main() -> None:
             sys.exit("which frameworks are the best two is not known before the screening is over: run it first (--only screen)")
         for of, seed in wanted(given.only):
             run_any(of.seeded(seed))
+        for of in beside_pooled() if "pooled" in given.only else ():
+            for seed in range(semi_runs.scale.fewer):
+                run_pooled(pooled(of).seeded(seed))
         for name in BENCHMARKS if "benchmarks" in given.only else ():
             run_benchmark(name, semi_runs.scale.page.stem)
     compose()

@@ -96,6 +96,7 @@ def full_size() -> None:
 
 SETS = ("hippocampus", "acdc")
 PARTS = ("screen", "final", "central")
+"""Those that `groups` and `screening` make; `pooled` runs and benchmarks come beside them."""
 FEW = "two slices a site"
 
 
@@ -210,6 +211,11 @@ def all_with_sam() -> list[Job]:
 def central() -> list[Job]:
     """Without a federation, as published numbers are."""
     return compared("acdc", "three patients")
+
+
+def beside_pooled() -> list[Job]:
+    """Supervised training, of which is asked what the same slices would give without a federation (`semi_pooled.py`)."""
+    return [job(data, "supervised", "no SAM", labels) for data in SETS for labels in (FEW, "all")]
 
 
 def screened() -> bool:
