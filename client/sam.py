@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.sam_checkpoint import SamUnavailable, digest, path_of, read
+from client.sam_checkpoint import SamUnavailable, digest, is_medsam, path_of, read
 from strategies.sam_adapters import effective
 from strategies.sam_parts import SIZES, Parts, Size, predict, to_pixels
 from strategies.semi.prompts import Prompts
@@ -175,7 +175,8 @@ def _kept(path: Path, mtime_ns: int, size: int, device: torch.device) -> Sam:
 def _load(path: Path, device: torch.device) -> Sam:
     weights = digest(path)
     size, state = read(path)
-    fingerprint = hashlib.sha256(f"{weights} {_preprocessing(SIZES[size])}".encode()).hexdigest()
+    scale = " of unit scale" * is_medsam(path)
+    fingerprint = hashlib.sha256(f"{weights} {_preprocessing(SIZES[size])}{scale}".encode()).hexdigest()
     with torch.device("meta"):
         parts = Parts(SIZES[size])
     parts.load_state_dict(state, assign=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs.schema import Sam as Settings
-from strategies.sam_parts import SIZES, recognise
+from strategies.sam_parts import SIZES, of_unit_scale, recognise
 
 SMALL = Path(__file__).with_name("weights") / "small_sam.safetensors"
 """The small SAM that comes with the code, trained on synthetic images alone."""
@@ -38,7 +38,8 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
 
     `.safetensors` files and torch's own are read; the latter with `weights_only=True`, so that a file from elsewhere
     can't run code. Checkpoints of training runs that keep the weights under "model" or "state_dict", or with
-    "module." before every name, are read too.
+    "module." before every name, are read too. MedSAM (`is_medsam`) takes images of another scale, which its weights are
+    changed for here.
 
     Raises:
         SamUnavailable: missing, unreadable, or not a SAM.
@@ -49,7 +50,13 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise SamUnavailable(f"{path} is a file of weights, but not of a SAM (known sizes: {', '.join(SIZES)}); {REMEDY}")
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise SamUnavailable(f"{path} holds NaN or Inf, so no mask of it can be used; {REMEDY}")
-    return size, {name: tensor.float() for name, tensor in state.items()}
+    weights = {name: tensor.float() for name, tensor in state.items()}
+    return size, of_unit_scale(weights) if is_medsam(path) else weights
+
+
+def is_medsam(path: Path) -> bool:
+    """Whether a file's name says that it is MedSAM: nothing in its weights tells it from SAM's vit_b."""
+    return "medsam" in path.name.lower()
 
 
 def check(settings: Settings) -> None:

@@ -1,9 +1,9 @@
 """SAM put together from segment-anything's own parts: the official sizes and the small one, all numbers in one place.
 
 Sources: Kirillov et al., "Segment Anything" (2023), and the sizes of its published checkpoints (vit_b, vit_l, vit_h).
-MedSAM's checkpoint has vit_b's sizes. `small` has the same parts at 96 pixels and is trained by
-`simulation/pretrain_sam.py`: fine patches and a narrow decoder place an edge better than coarse patches and a wide one at
-the same cost, and what windows of attention don't see of each other the decoder's tokens carry.
+MedSAM's checkpoint has vit_b's sizes, and another scale of its input (`of_unit_scale`). `small` has the same parts at 96
+pixels and is trained by `simulation/pretrain_sam.py`: fine patches and a narrow decoder place an edge better than coarse
+patches and a wide one at the same cost, and what windows of attention don't see of each other the decoder's tokens carry.
 """
 
 from __future__ import annotations
@@ -289,3 +289,15 @@ def to_pixels(images: Tensor, size: Size) -> Tensor:
     images = images.expand(-1, 3, -1, -1)
     mean, spread = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     return (images * 255 - mean) / spread
+
+
+def of_unit_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that make of `to_pixels` what `state` makes of images in [0, 1]: the scale goes into the first layer.
+
+    MedSAM (Ma et al., Nature Communications 2024) was trained so; its patches don't overlap nor are padded, so the two
+    are equal.
+    """
+    weight, bias = (f"image_encoder.patch_embed.proj.{name}" for name in ("weight", "bias"))
+    mean, spread = (torch.tensor(v).view(1, 3, 1, 1) / 255 for v in (PIXEL_MEAN, PIXEL_STD))
+    shift = (state[weight] * mean).sum((1, 2, 3))
+    return {**state, weight: state[weight] * spread, bias: state[bias] + shift}

@@ -99,6 +99,23 @@ def test_an_official_vit_b_loads_by_its_path_and_answers_about_a_small_image(
     assert (said.weight > 0).any(), "as a site asks it in a round"
 
 
+def test_medsam_is_given_images_of_its_own_scale_by_the_name_of_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parts = Parts(SIZES["small"])
+    plain, medsam = tmp_path / "sam_like.pth", tmp_path / "MedSAM_like.pth"
+    for path in (plain, medsam):
+        torch.save(parts.state_dict(), path)
+    of_plain, of_medsam = (load_sam(str(path), device="cpu") for path in (plain, medsam))
+    assert of_plain.fingerprint != of_medsam.fingerprint
+    images = torch.rand(2, 1, 96, 96)
+    with torch.no_grad():
+        expected = parts.eval().image_encoder(images.expand(-1, 3, -1, -1))
+        found = of_medsam.parts.image_encoder(to_pixels(images, SIZES["small"]))
+        other = of_plain.parts.image_encoder(to_pixels(images, SIZES["small"]))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(other, expected, atol=0.1)
+
+
 @pytest.mark.parametrize("wrap", ["model", "state_dict", "module"])
 def test_checkpoints_of_training_runs_are_unwrapped(tmp_path: Path, wrap: str) -> None:
     state = load_file(SMALL)
