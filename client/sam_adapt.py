@@ -125,7 +125,8 @@ def _loss(
     if not bool(there.any()):
         return sum(value.sum() for value in changed.values()) * torch.zeros((), device=sam.device)
     prompts, masks = prompts.select(there), masks[there]
-    moved = jittered(prompts, size=(probs.shape[-2], probs.shape[-1]), generator=generator, share=JITTER).to(sam.device)
+    size = (probs.shape[-2], probs.shape[-1])
+    moved = jittered(prompts, size=size, generators=[generator] * len(probs), share=JITTER).to(sam.device)
     coarse = None
     if settings.mask:  # an earlier, coarser answer: the truth seen through a blur
         blurred = F.avg_pool2d(probs, 3, stride=1, padding=1, count_include_pad=False)  # what is 2 px wide must outlast it

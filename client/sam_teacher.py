@@ -111,6 +111,7 @@ class SamTeacher:
         self._cache = _cache(site, self._sam, adapted=plan.sam.adapt == "lora", tidy=tidy)
         self._has_learned = any(bool((value != 0).any()) for value in learned.values())
         self._generator = torch_generator(plan.seed, site.name, *when, "sam")
+        self._calls = 0
         self._learns_from: list[int] = []
         self.trust = torch.ones(len(plan.classes) + 1)
         """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
@@ -207,7 +208,18 @@ class SamTeacher:
     @torch.no_grad()
     def ask(self, cases: Sequence[Case], images: Tensor, probs: Tensor) -> Asked:
         """Ask about the components of a prediction (B, C+1, H, W) of images (B, K, H, W), in the classes that SAM is trusted
-        in."""
+        in.
+
+        Raises:
+            FloatingPointError: the prediction holds NaN or Inf.
+        """
+        if not bool(probs.isfinite().all()):
+            cycle, round_ = self._when
+            raise FloatingPointError(
+                f"the prediction that SAM is to be asked about holds NaN or Inf in cycle {cycle}, round {round_}: training has "
+                f"diverged. Lower train.learning_rate ({self._plan.train.learning_rate:g}) in the run's configuration; if "
+                f"{self._site.name} alone diverges, look at its labelled images and their masks"
+            )
         settings = self._settings
         images = self.own_channels(images)
         if settings.beside:
@@ -218,7 +230,7 @@ class SamTeacher:
         embeddings = self._cache.embeddings([case.id for case in cases], images)
         both = prompts
         if settings.min_stability > 0:  # in one batch
-            both = prompts.followed_by(jittered(prompts, size=size, generator=self._generator))
+            both = prompts.followed_by(jittered(prompts, size=size, generators=self._of_their_own(cases)))
         coarse = mask_prompts(both, probs) if settings.mask else None
         logits, iou = self._sam.decode(embeddings, both, size=size, box=settings.box, mask_logits=coarse)
         masks, iou = logits[: len(prompts)] > 0, iou[: len(prompts)]
@@ -233,6 +245,11 @@ class SamTeacher:
             min_stability=settings.min_stability,
         )
         return Asked(prompts, probs, masks, iou, moved, kept)
+
+    def _of_their_own(self, cases: Sequence[Case]) -> list[torch.Generator]:
+        """A generator for each case, other ones at each call."""
+        self._calls += 1
+        return [torch_generator(self._plan.seed, self._site.name, *self._when, "jitter", self._calls, case.id) for case in cases]
 
     def own_channels(self, images: Tensor) -> Tensor:
         """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""

@@ -10,7 +10,7 @@ foreground, so that every prompt covers the whole image; here channel 0 is backg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -64,19 +64,24 @@ class Prompts:
         return Prompts(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def jittered(prompts: Prompts, *, size: tuple[int, int], generator: torch.Generator, share: float = 0.05) -> Prompts:
+def jittered(prompts: Prompts, *, size: tuple[int, int], generators: Sequence[torch.Generator], share: float = 0.05) -> Prompts:
     """The same prompts moved a little: each edge of a box, and each click, by up to `share` of the box's side or 1 px.
 
     Args:
         size: (H, W) of the images; nothing moves beyond their border.
-        generator: the only randomness; may live on the CPU for prompts on a GPU.
+        generators: the only randomness, one for each image of the batch, so that how an image's prompts move does not depend
+            on the others; may live on the CPU for prompts on a GPU, and be one and the same.
     """
     height, width = size
     sides = prompts.boxes[:, 2:] - prompts.boxes[:, :2]
     reach = (share * sides).clamp(min=1.0)
     count = 2 + prompts.points.shape[1]  # two corners and the clicks
-    drawn = torch.rand(len(prompts), count, 2, generator=generator, device=generator.device).to(reach)
-    moves = (2 * drawn - 1) * reach[:, None]
+    drawn, of = torch.zeros(len(prompts), count, 2), prompts.image_index.cpu()
+    assert not len(prompts) or int(of.max()) < len(generators), "an image without a generator"
+    for image, generator in enumerate(generators):
+        own = of == image
+        drawn[own] = torch.rand(int(own.sum()), count, 2, generator=generator, device=generator.device).cpu()
+    moves = (2 * drawn.to(reach) - 1) * reach[:, None]
     highest = torch.tensor([width, height], dtype=torch.float32, device=prompts.boxes.device)
     boxes = (prompts.boxes + moves[:, :2].flatten(1)).clamp(min=0).minimum(highest.repeat(2))
     points = (prompts.points + moves[:, 2:]).clamp(min=0).minimum(highest)

@@ -4,7 +4,8 @@
     consistency = MSE(softmax f(x), p̄) over the pixels with H(p̄) < (0.75 + 0.25·λ/λmax)·ln C
 
 ln C is the highest entropy of C classes (background is one); the released code has ln 2, for its two classes. Its target
-is one more noisy pass, a ninth; ours is p̄ itself, which the entropy is of.
+is one more noisy pass, a ninth; ours is p̄ itself, which the entropy is of. Its teacher also drops features in each pass;
+ours, in evaluation mode as in every framework here, does not: the noise of the images is all that differs.
 """
 
 from __future__ import annotations

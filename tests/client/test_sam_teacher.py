@@ -211,6 +211,23 @@ def test_what_is_said_of_an_image_depends_on_that_image_alone(joined: Make) -> N
     assert all(not torch.equal(one, other) for one, other in zip(together.classes, others.classes, strict=True))
 
 
+def test_how_prompts_are_moved_to_see_whether_sam_is_stable_depends_on_the_image_alone(joined: Make) -> None:
+    made = joined(*OPEN, "sam.min_stability=0.5", labels=0)
+    cases, images = in_the_middle(made, 2)
+    probs = torch.cat([prediction(), prediction()])
+    together = teacher(made).ask(cases, images, probs)
+    assert together.moved is not None
+    for n in range(2):
+        alone = teacher(made).ask(cases[n : n + 1], images[n : n + 1], probs[n : n + 1])
+        assert alone.moved is not None
+        assert torch.equal(together.moved[together.prompts.image_index == n], alone.moved)
+    once_more = teacher(made)
+    first, second = (once_more.ask(cases, images, probs).moved for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first, second), "moved another way each time"
+
+
 def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     lessons: list[Lesson] = []
 

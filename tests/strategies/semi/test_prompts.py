@@ -173,7 +173,7 @@ def test_jitter_moves_what_is_there_a_little_and_stays_in_the_image() -> None:
     prompts = prompts_from(probabilities(masks, 1), positives=2, negatives=1)
     hidden = Prompts(**{field: getattr(prompts, field) for field in FIELDS})
     hidden.point_labels[1, 2], hidden.points[1, 2] = -1, 0.0
-    moved = jittered(hidden, size=(96, 96), generator=torch.Generator().manual_seed(0), share=0.1)
+    moved = jittered(hidden, size=(96, 96), generators=[torch.Generator().manual_seed(n) for n in range(2)], share=0.1)
     sides = (hidden.boxes[:, 2:] - hidden.boxes[:, :2]).repeat(1, 2)
     change = (moved.boxes - hidden.boxes).abs()
     assert (change <= 0.1 * sides + 1e-4).all()
@@ -185,7 +185,7 @@ def test_jitter_moves_what_is_there_a_little_and_stays_in_the_image() -> None:
     assert (moved.boxes <= 96).all()
     for field in ("image_index", "class_index", "point_labels", "components"):
         assert torch.equal(getattr(moved, field), getattr(hidden, field))
-    again = jittered(hidden, size=(96, 96), generator=torch.Generator().manual_seed(0), share=0.1)
+    again = jittered(hidden, size=(96, 96), generators=[torch.Generator().manual_seed(n) for n in range(2)], share=0.1)
     assert torch.equal(moved.boxes, again.boxes)
 
 
