@@ -77,16 +77,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Looks:
-    """Some slices of a site after a round; `trust` is how much SAM counted in it, by class, `used` whether the run asks it.
+    """Some slices of a site after a round; `trust` is how much SAM counted in it, by class, `unused` why it was not asked.
 
-    Where the round did not judge SAM, trust is what it would earn now.
+    Where the round did not judge SAM, trust is what it would earn now. `unused` is empty where the round asked it.
     """
 
     cycle: int
     round: int
     classes: tuple[str, ...]
     trust: Mapping[str, float]
-    used: bool
+    unused: str
     slices: tuple[Look, ...]
 
 
@@ -134,7 +134,7 @@ def look_at(site: Site, *, count: int) -> Looks:
         round=models.round,
         classes=tuple(plan.classes),
         trust=dict(zip(plan.classes, trust[1:].tolist(), strict=True)),
-        used=plan.sam.enabled and plan.sam.weight > 0,
+        unused=_why_unused(plan, models),
         slices=tuple(
             Look(
                 image=turn.plane(own[row].movedim(0, -1).squeeze(-1).cpu().numpy()),
@@ -147,6 +147,12 @@ def look_at(site: Site, *, count: int) -> Looks:
             for row, turn in enumerate(turns)
         ),
     )
+
+
+def _why_unused(plan: Plan, models: LocalModels) -> str:
+    if not (plan.sam.enabled and plan.sam.weight > 0):
+        return "This run does not ask SAM"
+    return "" if models.reply.get("unlabelled", 1) else "Nothing was unlabelled in that round, so SAM was not asked"
 
 
 def _specialists(site: Site, plan: Plan, models: LocalModels) -> list[nn.Module]:
@@ -217,7 +223,11 @@ def _answers(asked: Asked, settings: Sam, turns: Sequence[Turn]) -> list[tuple[i
         marks["stability"] = stability(masks, asked.moved.cpu()), settings.min_stability
     found = []
     for row in range(len(prompts)):
-        doubts = [f"{what} {of[row]:.2f} < {least:g}" for what, (of, least) in marks.items() if least > 0 and of[row] < least]
+        doubts = [
+            f"{what} {_below(float(of[row]), least)} < {least:g}"
+            for what, (of, least) in marks.items()
+            if least > 0 and of[row] < least
+        ]
         if not masks[row].any():
             doubts = ["empty"]
         given, image = prompts.point_labels[row] >= 0, int(prompts.image_index[row])
@@ -233,6 +243,11 @@ def _answers(asked: Asked, settings: Sam, turns: Sequence[Turn]) -> list[tuple[i
         )
         found.append((image, answer))
     return found
+
+
+def _below(value: float, least: float) -> str:
+    """With two decimals, or as many as it takes to be below `least` in print too."""
+    return next((text for digits in range(2, 8) if float(text := f"{value:.{digits}f}") < least), f"{value}")
 
 
 def _bytes(classes: Tensor) -> NDArray[np.uint8]:

@@ -56,16 +56,15 @@ def told(looks: Looks) -> list[str]:
     """The picture in sentences."""
     answers = [answer for look in looks.slices for answer in look.answers]
     believed = sum(not answer.doubts for answer in answers)
-    after = f"After round {looks.round} of cycle {looks.cycle}, about {len(looks.slices)} slices"
-    lines = [f"{after}: SAM was asked about {len(answers)} components, and {believed} of its masks pass the gate."]
+    asked = f"SAM was asked about {len(answers)} component{'s' * (len(answers) != 1)}"
+    on = f"{len(looks.slices)} slice{'s' * (len(looks.slices) != 1)}"
+    lines = [f"After round {looks.round} of cycle {looks.cycle}, on {on}: {asked}, and {believed} of its masks pass the gate."]
     known = [look.dice for look in looks.slices if look.dice is not None]
     if known:
         before, with_sam = (float(np.nanmean(np.stack(values))) for values in zip(*known, strict=True))
         lines.append(f"Mean Dice there: {before:.3f} by the specialist, {with_sam:.3f} with the masks that pass.")
     trust = ", ".join(f"{name} {value:.2f}" for name, value in looks.trust.items())
-    lines.append(
-        f"It counts here by its trust: {trust}." if looks.used else f"This run does not ask SAM; its trust would be: {trust}."
-    )
+    lines.append(f"{looks.unused}; its trust would be: {trust}." if looks.unused else f"It counts here by its trust: {trust}.")
     return lines
 
 

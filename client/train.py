@@ -40,7 +40,8 @@ class Trained:
 
     `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: of an average the state that the round began with, as
     what the site's own student did to it since is not kept, and what `SamTeacher` keeps.
-    `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged.
+    `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged, or
+    where nothing was left that it could have been asked about.
     """
 
     model: State
@@ -104,7 +105,8 @@ def train(
         sam.meet(labelled, draw.labelled)
         if sam.verdict:
             site.log.info(sam.verdict)
-    asked = sam is not None and sam.is_trusted and plan.sam.weight > 0 and bool(unlabelled)
+    may_count = plan.sam.weight > 0 and bool(unlabelled)
+    asked = sam is not None and sam.is_trusted and may_count
     learning = [parameter for network in (student, *peers.values()) for parameter in network.parameters()]
     anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay, fused=True)
@@ -149,8 +151,8 @@ def train(
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
-        trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges else None,
-        judges=0 if sam is None else sam.judges,
+        trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges and may_count else None,
+        judges=sam.judges if sam is not None and may_count else 0,
         seconds=time.monotonic() - started,
     )
 

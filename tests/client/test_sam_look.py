@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_a_site_without_validation_patients_shows_unlabelled_slices_and_no_truth
     ("options", "rating", "moved", "doubt"),
     [
         (("sam.min_iou=0.8",), 0.7, 0, "predicted IoU 0.70 < 0.8"),
+        (("sam.min_iou=0.8",), 0.7999, 0, "predicted IoU 0.7999 < 0.8"),
         (("sam.min_iou=0.0",), -0.1, 0, None),
         (("sam.min_agreement=0.9",), 1.0, 3, "agreement 0.70 < 0.9"),
         (("sam.min_agreement=0.6",), 1.0, 3, None),
@@ -131,6 +133,17 @@ def test_what_is_taught_follows_trust(trained: Callable[..., Site], trust: bool)
     (shown,) = (looks := look_at(trained(f"sam.trust={str(trust).lower()}"), count=1)).slices
     assert set(looks.trust.values()) == {float(not trust)}
     assert set(np.unique(shown.target)) == ({IGNORE} if trust else {0, 1, 2, IGNORE})
+
+
+def test_where_nothing_was_unlabelled_nobody_is_told_that_sam_counts(trained: Callable[..., Site]) -> None:
+    site = trained("sam.trust=false")
+    assert told(look_at(site, count=1))[-1].startswith("It counts here by its trust: disc 1.00")
+    path = site.workspace / "models" / "local.safetensors"
+    models = load_models(path)
+    assert models is not None
+    save_models(path, replace(models, reply={"unlabelled": 0}))
+    (*_, last) = told(look_at(site, count=1))
+    assert last.startswith("Nothing was unlabelled in that round, so SAM was not asked; its trust would be")
 
 
 def test_marks_lie_where_sam_was_asked_however_the_slice_is_turned(trained: Callable[..., Site]) -> None:

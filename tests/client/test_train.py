@@ -409,6 +409,21 @@ def test_weights_that_diverge_are_told_not_sent(joined: Make) -> None:
         train(site, plan, NOW, weights, helpers={})
 
 
+def test_weights_that_diverge_are_told_as_such_also_where_sam_would_be_asked(joined: Make) -> None:
+    site, plan, weights = joined(*OPEN)
+    name = next(iter(weights))
+    weights[name] = np.full_like(weights[name], np.nan)
+    with pytest.raises(FloatingPointError, match=r"NaN or Inf in cycle 1, round 1.*Lower train\.learning_rate \(0\.001\)"):
+        train(site, plan, NOW, weights, helpers={})
+
+
+@pytest.mark.parametrize("labels", [11, 12])
+def test_trust_is_told_only_where_something_is_left_to_ask_sam_about(joined: Make, labels: int) -> None:
+    site, plan, weights = joined("sam.enabled=true", "sam.adapt=decoder", "sam.adapt_steps=1", labels=labels)
+    done = train(site, plan, NOW, weights, helpers={})
+    assert (done.unlabelled, done.trust is None, done.judges) == ((1, False, 1) if labels == 11 else (0, True, 0))
+
+
 def test_weights_of_another_network_are_refused(joined: Make) -> None:
     site, plan, weights = joined()
     weights.popitem()
