@@ -20,6 +20,7 @@ else:
 """As the table has them: a type checker can't read it, whoever loads a configuration can."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+HeldOut = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
@@ -71,8 +72,8 @@ class Split(Settings):
     count: Positive = Field(4, description="number of sites where the split makes them")
     alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="Dirichlet concentration: small is skewed")
     split_seed: Count = Field(0, description="draws sites and held-out patients; does not move with seed")
-    test_fraction: Fraction = Field(0.25, description="share of each site's patients held out for test")
-    validation_fraction: Fraction = Field(0.15, description="share of each site's patients for validation")
+    test_fraction: HeldOut = Field(0.25, description="share of each site's patients held out for test; one at least")
+    validation_fraction: HeldOut = Field(0.15, description="share of each site's patients for validation; one at least")
     start: Literal["any", "foreground"] = Field(
         "any", description="what a site's first cases are drawn from: its whole pool, or the slices in it that show a class"
     )

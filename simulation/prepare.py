@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
 from client.sam_checkpoint import check as check_sam
-from client.sam_checkpoint import path_of
+from client.sam_checkpoint import digest, path_of
 from configs.files import read_object, write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run, Site
@@ -77,6 +77,12 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
     tell("all sites are ready", len(sites), len(sites))
     _write_json(_state_path(out), {**state, "sites": sorted(sites), "warnings": _absent(run, pixels, len(sources))})
     return sorted(sites)
+
+
+def is_prepared(out: Path) -> bool:
+    """Whether `prepare` has come to its end in `out`."""
+    path = _state_path(out.resolve())
+    return path.exists() and bool(read_object(path, remedy=_DELETE).get("sites"))
 
 
 def warnings_of(out: Path) -> list[str]:
@@ -268,6 +274,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     settings = run.model_dump(mode="json", include={"seed", "data", "split", "experts"})
     settings["classes"] = [[name, value] for name, value in run.classes.items()]  # their order is their label
     settings["federation.cycles"] = run.federation.cycles
+    settings["the file of sam.checkpoint"] = digest(path_of(run.sam.checkpoint)) if run.sam.enabled else ""
     if not path.exists():
         _write_json(path, {"settings": settings})
         return {"settings": settings}
@@ -275,7 +282,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     changed = sorted(key for key in settings if state["settings"].get(key) != settings[key])
     if changed:
         raise DataFault(
-            f"{out} was prepared with other settings ({', '.join(changed)} differ), and its labels belong to those: "
+            f"{out} was prepared with other settings ({', '.join(changed)} differ), and what it holds belongs to those: "
             "choose another folder with --out, or delete this one"
         )
     return state

@@ -21,7 +21,7 @@ from server.report import build_report
 from server.report_data import learning_curve
 from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
-from simulation.prepare import prepare, warnings_of
+from simulation.prepare import is_prepared, prepare, warnings_of
 
 ENGINES = ("inline", "cluster")
 
@@ -97,7 +97,7 @@ def start(folder: Path, names: Sequence[str], *, engine: str) -> None:
 
 
 def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
-    """Make the folder this run's own: new, or the very run that is to be resumed.
+    """Make the folder this run's own: new, or the very run that is to be resumed. One that was never prepared is new.
 
     Raises:
         RunFolderError: it holds something else.
@@ -111,14 +111,20 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
         for path in sorted(present, key=lambda path: path == config):  # last: a kill here leaves a folder that --fresh accepts
             remove(path)
     elif config.exists():
-        before = load(config)
+        before, begun = load(config), is_prepared(folder)
+        if dump(before) != dump(run) and not begun and not resume:  # it failed before there was anything to keep
+            for made in (folder / "sites", folder / "data"):
+                if made.exists():
+                    remove(made)
+            write_text(config, dump(run))
+            return
         if dump(before) != dump(run):  # as text: the order of classes is their number
             changed = ", ".join(_differences(before, run))
             raise RunFolderError(
                 f"{folder} holds a run of another configuration ({changed}): choose another folder with --out, "
                 "or start over with --fresh"
             )
-        if not resume:
+        if begun and not resume:
             raise RunFolderError(
                 f"{folder} already holds this run: go on with --resume, start over with --fresh, or choose another "
                 "folder with --out"
@@ -136,7 +142,7 @@ def show_curve(folder: Path, console: Console) -> None:
         table.add_column(column, justify="left" if column == "worst site" else "right")
 
     def number(value: float | None, *, sign: bool = False) -> str:
-        return "withheld" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+        return "not told" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
     for point in learning_curve(folder):
         table.add_row(

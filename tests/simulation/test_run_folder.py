@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests_support import timeless
 
+from client.formats.image import FormatError
+from client.sam_checkpoint import SMALL, SamUnavailable
 from configs.files import FolderInUse, StorageFault, locked
 from simulation.run import RunFolderError, simulate
+from simulation.split import DataFault
 
 Config = Callable[..., Path]
 
@@ -63,3 +67,31 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_afterwards(
     simulate(tiny_config(), out=tmp_path / "run", resume=True)
     simulate(tiny_config(), out=tmp_path / "whole")
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+
+
+def test_a_run_that_failed_before_it_was_prepared_does_not_hold_its_folder(tiny_config: Config, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tiny_config()
+    with pytest.raises(SamUnavailable, match="no SAM checkpoint"):
+        simulate(config, ["sam.enabled=true", "sam.checkpoint=nowhere.pth"], out=run)
+    whole = config.read_text()
+    config.write_text(whole.replace("bar = 2\n", ""))
+    with pytest.raises(FormatError, match="holds the label values"):
+        simulate(config, out=run)
+    assert (run / "data").exists()
+    config.write_text(whole)
+    with pytest.raises(RunFolderError, match="another configuration"):
+        simulate(config, out=run, resume=True)
+    simulate(config, out=run, prepare_only=True)
+    with pytest.raises(RunFolderError, match=r"another configuration \(seed\)"):
+        simulate(config, ["seed=1"], out=run)
+
+
+def test_a_run_does_not_go_on_with_another_sam(tiny_config: Config, tmp_path: Path) -> None:
+    sam = tmp_path / "sam.safetensors"
+    state = load_file(SMALL)
+    save_file(state, sam)
+    overrides = ["sam.enabled=true", f"sam.checkpoint={sam}"]
+    simulate(tiny_config(), overrides, out=tmp_path / "run", prepare_only=True)
+    save_file({name: 1.01 * value for name, value in state.items()}, sam)
+    with pytest.raises(DataFault, match=r"the file of sam\.checkpoint differ.*--out"):
+        simulate(tiny_config(), overrides, out=tmp_path / "run", resume=True)
