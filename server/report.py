@@ -29,7 +29,7 @@ from server.report_data import (
 )
 from server.report_pictures import examples
 from server.report_svg import class_ink
-from server.report_words import WITHHELD, count, dice, duration, human_bytes, signed
+from server.report_words import NOT_TOLD, WITHHELD, count, dice, duration, human_bytes, signed
 
 SHOWN_PROBLEMS = 100
 OPEN_SITES = 12
@@ -117,6 +117,7 @@ def render(record: Record) -> str:
         machine=_machine(record),
         notes=[*record.notes, *setting_notes, *picture_notes],
         withheld=WITHHELD,
+        not_told=NOT_TOLD,
         named_sites=plots.NAMED_SITES,
     )
 
@@ -283,7 +284,7 @@ def _dice_missing(assessed: Sequence[Assessed]) -> str:
     if not assessed:
         return "No cycle was assessed before the run stopped, so there is no Dice to show."
     return (
-        f"Dice is {WITHHELD}: with share = “updates” nothing but model updates leaves a hospital, "
+        f"Dice is {NOT_TOLD}: with share = “updates” nothing but model updates leaves a hospital, "
         "and a metric over too few patients never does."
     )
 
@@ -291,7 +292,7 @@ def _dice_missing(assessed: Sequence[Assessed]) -> str:
 def _score_cell(assessed: Assessed, name: str) -> str:
     """Test Dice of a site in a cycle; a dash for a site that gave no answer."""
     score = assessed.sites.get(name)
-    return "–" if score is None else "withheld" if score.dice_test is None else f"{score.dice_test:.3f}"
+    return "–" if score is None else "not told" if score.dice_test is None else f"{score.dice_test:.3f}"
 
 
 def _partial(record: Record, assessed: Sequence[Assessed]) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 WITHHELD = "withheld by the site"
 """What stands where a site keeps a number to itself."""
 
+NOT_TOLD = "not told by the site"
+"""What stands for a Dice that is not there: the site keeps it to itself, or has no patients to measure it on."""
+
 
 def dice(value: float | None) -> str:
-    """Dice with three digits, or that it is withheld."""
-    return WITHHELD if value is None else f"{value:.3f}"
+    """Dice with three digits, or that it is not told."""
+    return NOT_TOLD if value is None else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:

@@ -137,11 +137,11 @@ def test_the_same_folder_gives_the_same_bytes(finished: tuple[Path, list[dict[st
 def test_withheld_numbers_say_so_and_are_no_zeros(tmp_path: Path) -> None:
     found = page(write_run(tmp_path, events(withheld=True)))
     for text in (
-        "Test Dice, mean of sites withheld by the site",
-        "Worst site, test Dice withheld by the site",
+        "Test Dice, mean of sites not told by the site",
+        "Worst site, test Dice not told by the site",
         "Labels withheld by the site 80 granted",
-        "Dice is withheld by the site",
-        "Dice by class is withheld by the site",
+        "Dice is not told by the site",
+        "Dice by class is not told by the site",
         "Losses are withheld by the site",
         "A question mark: withheld by the site",
     ):
@@ -157,7 +157,7 @@ def test_a_single_site_that_withholds_is_told_from_one_that_did_not_answer(tmp_p
     scores[1]["sites"]["B"] |= {"dice_test": None, "dice_by_class_test": None, "dice": None, "dice_by_class": None}
     del scores[1]["sites"]["C"]
     words = page(write_run(tmp_path, lines)).words
-    assert f"B {scores[0]['sites']['B']['dice_test']:.3f} withheld C" in words
+    assert f"B {scores[0]['sites']['B']['dice_test']:.3f} not told C" in words
     assert f"C {scores[0]['sites']['C']['dice_test']:.3f} – D" in words
     assert "Mean over fewer than all sites: cycle 2 (2 of 4)" in words
 
@@ -273,4 +273,4 @@ def test_numbers_read_well() -> None:
         "3 d 4 h",
     ]
     assert [signed(v) for v in (0.1, -0.25, -0.0004, None)] == ["+0.100", "−0.250", "0.000", "–"]
-    assert (dice(None), dice(0.87651)) == ("withheld by the site", "0.877")
+    assert (dice(None), dice(0.87651)) == ("not told by the site", "0.877")
