@@ -152,6 +152,33 @@ def test_images_of_any_side_are_answered_on_their_own_grid(small: Sam, size: int
     assert dice > 0.85
 
 
+def centres(count: int, of: int) -> Tensor:
+    """Where the centres of `count` pixels lie among those of `of` others along the same side: 0 is the first of these."""
+    return ((torch.arange(count) + 0.5) * of / count - 0.5).clamp(0, of - 1)
+
+
+@pytest.mark.parametrize("size", [48, 96, 192])
+def test_an_answer_lies_where_the_image_does(small: Sam, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Logits that rise by 1 with each column and by 2 with each row do so from the image's border to its border."""
+    cells = torch.arange(96.0)
+    rising = (cells + 2 * cells[:, None]).expand(1, 4, 96, 96)
+    monkeypatch.setattr(sam_module, "predict", lambda *_, **__: (rising, torch.ones(1, 4)))
+    images, masks = discs((0.4, 0.55, 0.2), size=size)
+    logits, _ = small.decode(small.encode(images), prompts_of(masks), size=(size, size))
+    place = centres(size, of=96)
+    assert torch.allclose(logits[0], place + 2 * place[:, None], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [48, 96, 192])
+def test_a_coarse_mask_lies_where_the_image_does(small: Sam, size: int) -> None:
+    pixels = torch.arange(float(size))
+    coarse = small.coarse((pixels + 2 * pixels[:, None])[None])
+    assert coarse.shape == (1, 1, 96, 96)
+    place = centres(96, of=size)
+    expected = place + 2 * place[:, None]
+    assert torch.allclose(coarse[0, 0, 1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-3), "all but what lacks a neighbour"
+
+
 def test_it_answers_what_the_box_asks_for(small: Sam) -> None:
     """Two discs in one image: the answer to each box is that disc. A decoder that ignored prompts could not do both."""
     line = torch.arange(128) + 0.5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from client.plan import Plan
 from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson
-from client.sam_teacher import SamTeacher
+from client.sam_teacher import SamTeacher, Take
 from client.site import Site, Slices
 from strategies.records import Case, Weights
 from strategies.sam_adapters import initial_adapter
@@ -81,6 +81,18 @@ def in_the_middle(made: Made, count: int = 1) -> tuple[list[Case], Tensor]:
     site, plan, _ = made
     cases = [case for case in site.store.cases("unlabelled") if case.index in (1, 2)][:count]
     return cases, Slices(site, plan.preprocess).take(cases)
+
+
+def labelled(made: Made) -> tuple[list[Case], Take]:
+    """The labelled cases, and what takes rows of them."""
+    site, plan, _ = made
+    cases, slices = site.store.cases("labelled"), Slices(site, plan.preprocess)
+
+    def take(rows: Any) -> tuple[list[Case], Tensor, Tensor]:
+        chosen = [cases[row] for row in rows]
+        return chosen, slices.take(chosen), slices.labels(chosen)
+
+    return cases, take
 
 
 def changed(made: Made, **settings: Any) -> Made:
@@ -238,14 +250,10 @@ def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, 
     monkeypatch.setattr("client.sam_teacher.train_adapter", watched)
     made = joined(*OPEN, "sam.adapt=decoder", labels=4)
     site, plan, _ = made
-    cases, slices = site.store.cases("labelled"), Slices(site, plan.preprocess)
+    slices = Slices(site, plan.preprocess)
+    cases, take = labelled(made)
     start = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt="decoder", rank=4).items()}
     taught = teacher(made, adapter=start)
-
-    def take(rows: Any) -> tuple[list[Case], Tensor, Tensor]:
-        chosen = [cases[row] for row in rows]
-        return chosen, slices.take(chosen), slices.labels(chosen)
-
     taught.meet(cases, take)
     taught.learn(take)
     (lesson,) = lessons
@@ -257,6 +265,31 @@ def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, 
         torch.equal(labels.long(), by_image[image.numpy().tobytes()].long())
         for image, labels in zip(lesson.images, lesson.labels, strict=True)
     )
+
+
+@pytest.mark.parametrize("adapt", ["decoder", "lora"])
+def test_learning_goes_on_from_the_checkpoint_with_what_was_learned_added_once(
+    joined: Make, monkeypatch: pytest.MonkeyPatch, adapt: str
+) -> None:
+    begun: list[Sam] = []
+
+    def watched(sam: Sam, adapter: dict[str, Tensor], *_: Any, seed: int, **__: Any) -> tuple[dict[str, Tensor], None]:
+        begun.append(sam.adapted(adapter, seed=seed))
+        return adapter, None
+
+    monkeypatch.setattr("client.sam_teacher.train_adapter", watched)
+    made = joined(*OPEN, f"sam.adapt={adapt}", labels=4)
+    new = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt=adapt, rank=4).items()}
+    draws = torch.Generator().manual_seed(0)
+    learned = {name: 0.1 * torch.randn(value.shape, generator=draws) for name, value in new.items()}
+    cases, take = labelled(made)
+    taught = teacher(made, adapter=learned)
+    taught.meet(cases, take)
+    taught.learn(take)
+    (start,) = begun
+    expected = load_sam("small", device="cpu").adapted(learned, seed=made[1].seed).parts.state_dict()
+    for name, value in start.parts.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 # ------------------------------------------------------------------------------------------------------- what of it counts

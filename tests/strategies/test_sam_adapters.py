@@ -66,6 +66,16 @@ def test_a_is_the_same_at_every_site_and_differs_by_layer_and_seed() -> None:
     assert not torch.equal(a, lora_a(name, rank=4, features=128, seed=SEED + 1))
 
 
+@pytest.mark.parametrize("features", [24, 96, 1280])
+def test_what_a_hands_on_is_as_large_as_what_it_is_given_whatever_the_width(features: int) -> None:
+    """Each number of A·x, for x of ones and minus ones, is a draw of variance 1: a learning rate suits every size of SAM."""
+    a = lora_a("image_encoder.blocks.0.attn.qkv.weight", rank=1000, features=features, seed=SEED)
+    assert float(a.std()) * features**0.5 == pytest.approx(1, abs=0.03)
+    signs = torch.ones(features)
+    signs[::2] = -1
+    assert float((a @ signs).std()) == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("adapt", ["decoder", "lora"])
 def test_gradients_flow_into_the_adapter(own: dict[str, torch.Tensor], adapt: str) -> None:
     adapter = {n: t.requires_grad_() for n, t in tensors(initial_adapter("small", adapt=adapt, rank=4)).items()}

@@ -189,6 +189,41 @@ def test_jitter_moves_what_is_there_a_little_and_stays_in_the_image() -> None:
     assert torch.equal(moved.boxes, again.boxes)
 
 
+def often(times: int, *, box: list[float], clicks: list[list[float]], size: tuple[int, int]) -> Prompts:
+    """The same prompt about the same image, many times."""
+    return Prompts(
+        image_index=torch.zeros(times, dtype=torch.int64),
+        class_index=torch.ones(times, dtype=torch.int64),
+        boxes=torch.tensor(box).repeat(times, 1),
+        points=torch.tensor(clicks).repeat(times, 1, 1),
+        point_labels=torch.ones(times, len(clicks), dtype=torch.int64),
+        components=torch.zeros(times, *size, dtype=torch.bool),
+    )
+
+
+def test_jitter_takes_no_click_over_the_border_of_an_image_that_is_wider_than_high() -> None:
+    prompts = often(100, box=[0, 0, 80, 40], clicks=[[0.5, 0.5], [79.5, 39.5]], size=(40, 80))
+    points = jittered(prompts, size=(40, 80), generator=torch.Generator().manual_seed(0), share=0.1).points
+    lowest, highest = points.amin(0), points.amax(0)
+    assert lowest[0].tolist() == [0, 0]
+    assert highest[1].tolist() == [80, 40]
+    assert (lowest[1] > torch.tensor([70, 35])).all()
+    assert (highest[0] < torch.tensor([10, 5])).all()
+
+
+def test_jitter_goes_either_way_alike_by_a_share_of_the_side_and_at_least_a_pixel() -> None:
+    """5 % of a width of 100 is 5 px; of a height of 10 it would be half a pixel."""
+    prompts = often(2000, box=[50, 95, 150, 105], clicks=[[100, 100]], size=(200, 200))
+    moved = jittered(prompts, size=(200, 200), generator=torch.Generator().manual_seed(0), share=0.05)
+    moves = torch.cat([moved.boxes - prompts.boxes, (moved.points - prompts.points)[:, 0]], 1)
+    moves = moves / torch.tensor([5.0, 1.0]).repeat(3)
+    for move in moves.T:
+        assert float(move.mean()) == pytest.approx(0, abs=0.07)
+        assert float((move > 0).float().mean()) == pytest.approx(0.5, abs=0.06)
+        assert -1.001 < float(move.min()) < -0.98
+        assert 0.98 < float(move.max()) < 1.001
+
+
 def test_a_mask_prompt_says_what_the_prediction_says_of_its_object_and_of_nothing_else() -> None:
     left, right = disc(64, 32, 16, 9), disc(64, 32, 48, 7)
     probs = probabilities((left | right)[None], 1, sure=0.9)

@@ -56,6 +56,17 @@ def test_a_kept_mask_becomes_its_class_with_sure_background_around_it_and_the_re
     assert torch.equal(target.weight[0], (expected != IGNORE).float())
 
 
+def test_background_lies_around_the_box_in_an_image_that_is_wider_than_high() -> None:
+    component = torch.zeros(16, 24, dtype=torch.bool)
+    component[3:7, 14:20] = True
+    prompts = make_prompts((0, 1, component))
+    target = target_from(prompts, component[None], everything(prompts), teacher(component), background_margin_px=2)
+    expected = torch.full((16, 24), IGNORE)
+    expected[1:9, 12:22] = 0
+    expected[3:7, 14:20] = 1
+    assert torch.equal(target.classes[0], expected)
+
+
 def test_a_mask_that_is_not_kept_leaves_no_trace() -> None:
     first, second = square(2, 2, 10, 10), square(12, 12, 20, 22)
     probs = teacher(first.int() + 2 * second.int())
