@@ -203,7 +203,7 @@ def often(times: int, *, box: list[float], clicks: list[list[float]], size: tupl
 
 def test_jitter_takes_no_click_over_the_border_of_an_image_that_is_wider_than_high() -> None:
     prompts = often(100, box=[0, 0, 80, 40], clicks=[[0.5, 0.5], [79.5, 39.5]], size=(40, 80))
-    points = jittered(prompts, size=(40, 80), generator=torch.Generator().manual_seed(0), share=0.1).points
+    points = jittered(prompts, size=(40, 80), generators=[torch.Generator().manual_seed(0)], share=0.1).points
     lowest, highest = points.amin(0), points.amax(0)
     assert lowest[0].tolist() == [0, 0]
     assert highest[1].tolist() == [80, 40]
@@ -214,7 +214,7 @@ def test_jitter_takes_no_click_over_the_border_of_an_image_that_is_wider_than_hi
 def test_jitter_goes_either_way_alike_by_a_share_of_the_side_and_at_least_a_pixel() -> None:
     """5 % of a width of 100 is 5 px; of a height of 10 it would be half a pixel."""
     prompts = often(2000, box=[50, 95, 150, 105], clicks=[[100, 100]], size=(200, 200))
-    moved = jittered(prompts, size=(200, 200), generator=torch.Generator().manual_seed(0), share=0.05)
+    moved = jittered(prompts, size=(200, 200), generators=[torch.Generator().manual_seed(0)], share=0.05)
     moves = torch.cat([moved.boxes - prompts.boxes, (moved.points - prompts.points)[:, 0]], 1)
     moves = moves / torch.tensor([5.0, 1.0]).repeat(3)
     for move in moves.T:
