@@ -116,7 +116,7 @@ def test_a_run_can_be_looked_into(cli: Cli, tiny_config: Callable[..., Path], tm
     assert "2 labelled" in text
     code, text = cli("site", "sam", str(folder / "sites" / "north"), "--cases", "2")
     assert code == 0
-    assert "about 2 slices" in text
+    assert "on 2 slices" in text
     assert "keep it here" in text
     assert (folder / "sites" / "north" / "sam.png").read_bytes().startswith(b"\x89PNG")
     (folder / "report.html").unlink()
