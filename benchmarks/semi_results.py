@@ -8,8 +8,8 @@ hippocampus set, one seed. Supervised training and the two best frameworks, thes
 that did better in the screening, then go to the test patients with several seeds, with two labelled slices a site, with
 one labelled patient a site, and with all; and, for comparison with published numbers, with three labelled patients and no
 federation. Beside them, what the labelled slices of the supervised runs give when they are in one place, on validation
-patients (pooled). Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes on; on
-two cores, start the same command twice. With --full all is of full size, for a GPU. With --write nothing is run.
+patients (pooled). Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes
+on; on two cores, start the same command twice. With --full all is of full size, for a GPU. With --write nothing is run.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def pooled_table() -> list[str]:
             cells = [bootstrap([run.patients["validation"] for run in runs.values()]) for runs in (federated, bare)]
             told = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in cells]
             told.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
-            lines.append(
-                f"| {data} | {labels.replace('_', ' ')} ({len(bare)} seed{'s' * (len(bare) > 1)}) | {' | '.join(told)} |"
-            )
+            lines.append(f"| {data} | {labels.replace('_', ' ')} ({_seeds(len(bare))}) | {' | '.join(told)} |")
     return lines if len(lines) > 2 else []
 
 

@@ -111,7 +111,7 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
         for path in sorted(present, key=lambda path: path == config):  # last: a kill here leaves a folder that --fresh accepts
             remove(path)
     elif config.exists():
-        before, begun = load(config), is_prepared(folder)
+        before, begun = load(config), is_prepared(folder) or (folder / "history.jsonl").exists()
         if dump(before) != dump(run) and not begun and not resume:  # it failed before there was anything to keep
             for made in (folder / "sites", folder / "data"):
                 if made.exists():

@@ -86,6 +86,17 @@ def test_a_run_that_failed_before_it_was_prepared_does_not_hold_its_folder(tiny_
         simulate(config, ["seed=1"], out=run)
 
 
+def test_what_a_run_has_made_is_kept_from_another_configuration_also_without_its_state(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    """`data/prepared.json` is what a message may have told to delete."""
+    run = simulate(tiny_config(cycles=1), out=tmp_path / "run")
+    (run / "data" / "prepared.json").unlink()
+    with pytest.raises(RunFolderError, match=r"another configuration \(seed\)"):
+        simulate(tiny_config(cycles=1), ["seed=1"], out=run)
+    assert (run / "sites" / "north" / "site.db").exists()
+
+
 def test_a_run_does_not_go_on_with_another_sam(tiny_config: Config, tmp_path: Path) -> None:
     sam = tmp_path / "sam.safetensors"
     state = load_file(SMALL)
