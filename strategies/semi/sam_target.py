@@ -109,10 +109,11 @@ def _inside(boxes: Tensor, margin: int, height: int, width: int) -> Tensor:
 def sam_loss(logits: Tensor, target: Target) -> Tensor:
     """½(cross-entropy + Dice loss) of logits (B, C+1, H, W) against a target with IGNORE: a scalar ≥ 0.
 
-    Both terms are taken per image over its counted pixels, then averaged over the images that have any: one that SAM is
-    silent about takes nothing from the others, and so the weight of an image depends on how many others count. Dice is
-    averaged over the foreground classes that the target holds. Weights scale what a pixel, and a class's Dice, adds; they
-    don't change what it is divided by, so that little trust is little loss. Where everything is ignored the loss is 0, with a gradient of 0 rather than none.
+    Both terms are taken per image over its counted pixels, then averaged over the images that have any: one that SAM
+    is silent about takes nothing from the others, and so the weight of an image depends on how many others count.
+    Dice is averaged over the foreground classes that the target holds. Weights scale what a pixel, and a class's
+    Dice, adds; they don't change what it is divided by, so that little trust is little loss. Where everything is
+    ignored the loss is 0, with a gradient of 0 rather than none.
     """
     counted = target.classes != IGNORE
     classes = torch.where(counted, target.classes, 0)
