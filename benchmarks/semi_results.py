@@ -1,15 +1,16 @@
 """The numbers behind docs/results/semi.md: what semi-supervised learning, and SAM's help, add to a few labels.
 
-    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central pooled benchmarks]
+    WARDROUND_DATA=/path/to/data python benchmarks/semi_results.py [--only screen final central pooled weight benchmarks]
                                                                    [--full] [--write]
 
 Screening: every framework without SAM, with SAM, and with a SAM that learns, on the validation patients of the
 hippocampus set, one seed. Supervised training and the two best frameworks, these without SAM and with the kind of help
-that did better in the screening, then go to the test patients with several seeds, with two labelled slices a site, with
-one labelled patient a site, and with all; and, for comparison with published numbers, with three labelled patients and no
-federation. Beside them, what the labelled slices of the supervised runs give when they are in one place, on validation
-patients (pooled). Resumable: a run with a record in docs/results/records/semi is not done again, an interrupted one goes
-on; on two cores, start the same command twice. With --full all is of full size, for a GPU. With --write nothing is run.
+that did better in the screening, then go to the test patients with several seeds, with two labelled slices a site,
+with one labelled patient a site, and with all; and, for comparison with published numbers, with three labelled
+patients and no federation. Beside them, what the labelled slices of the supervised runs give when they are in one
+place, on validation patients (pooled), and what UniMatch gives with its weight held still (weight). Resumable: a run
+with a record in docs/results/records/semi is not done again, an interrupted one goes on; on two cores, start the same
+command twice. With --full all is of full size, for a GPU. With --write nothing is run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from semi_runs import (
     wanted,
     worthless,
 )
+from semi_weight import run_still, stills
 
 from strategies.comparison import bootstrap, paired_bootstrap
 from strategies.semi import FRAMEWORKS
@@ -70,17 +72,33 @@ def apart(ours: dict[int, Ended], theirs: dict[int, Ended], *, role: str = "test
 def pooled_table() -> list[str]:
     """Of the sets and labels that have been asked about; nothing where none has."""
     lines = ["| data | labels | federated | in one place | difference |", "|---|---|---|---|---|"]
-    seeds = semi_runs.scale.fewer
     for of in beside_pooled():
         data, _, _, labels = of.name.split("-")
-        federated, bare = runs_of(of, seeds), runs_of(pooled(of), seeds)
-        difference = apart(federated, bare, role="validation")
-        if difference is not None and federated.keys() == bare.keys():
-            cells = [bootstrap([run.patients["validation"] for run in runs.values()]) for runs in (federated, bare)]
-            told = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in cells]
-            told.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
-            lines.append(f"| {data} | {labels.replace('_', ' ')} ({_seeds(len(bare))}) | {' | '.join(told)} |")
+        cells = side_by_side(of, pooled(of))
+        if cells:
+            lines.append(f"| {data} | {labels.replace('_', ' ')} ({_seeds(semi_runs.scale.fewer)}) | {cells} |")
     return lines if len(lines) > 2 else []
+
+
+def weight_table() -> list[str]:
+    """UniMatch as it is, beside itself with the weight of what unlabelled images teach held still."""
+    lines = ["| data | held at | falling from 4 to 1 | held | difference |", "|---|---|---|---|---|"]
+    for of, weight in stills():
+        cells = side_by_side(job(of.group, "unimatch", "no SAM", FEW), of)
+        if cells:
+            lines.append(f"| {of.group} ({_seeds(semi_runs.scale.fewer)}) | {weight:g} | {cells} |")
+    return lines if len(lines) > 2 else []
+
+
+def side_by_side(ours: Job, theirs: Job) -> str:
+    """Cells with the validation Dice of either and their difference; empty until all seeds of both are there."""
+    runs = [runs_of(of, semi_runs.scale.fewer) for of in (ours, theirs)]
+    difference = apart(*runs, role="validation")
+    if difference is None or any(len(found) < semi_runs.scale.fewer for found in runs):
+        return ""
+    told = [bootstrap([run.patients["validation"] for run in found.values()]) for found in runs]
+    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in told]
+    return " | ".join([*cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)])
 
 
 def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
@@ -203,6 +221,14 @@ def compose() -> None:
         text += ["In one place: a bare loop without a federation on the very slices that the sites have in the federated run,"]
         text += [f"{scale.rounds * scale.local_steps} steps, each on as many images as all sites take in one of theirs.", ""]
         text += [*beside, ""]
+    weights = weight_table()
+    if weights:
+        text += ["## UniMatch's weight: validation Dice, two slices a site, without SAM", ""]
+        text += [
+            "Why the weight of what unlabelled images teach falls in the course of a run, where the paper's is 1 throughout.",
+            "",
+        ]
+        text += [*weights, ""]
     done = read_groups()
     if done:
         text += ["## Test Dice", "", *final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
@@ -212,7 +238,9 @@ def compose() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=(*PARTS, "pooled", "benchmarks"), default=(*PARTS, "pooled"))
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PARTS, "pooled", "weight", "benchmarks"), default=(*PARTS, "pooled", "weight")
+    )
     parser.add_argument("--write", action="store_true", help="run nothing, write the page from what is there")
     parser.add_argument("--full", action="store_true", help="full size, for a GPU: a page and records of its own, semi_full")
     given = parser.parse_args()
@@ -228,6 +256,9 @@ def main() -> None:
         for of in beside_pooled() if "pooled" in given.only else ():
             for seed in range(semi_runs.scale.fewer):
                 run_pooled(pooled(of).seeded(seed))
+        for of, weight in stills() if "weight" in given.only else ():
+            for seed in range(semi_runs.scale.fewer):
+                run_still(of.seeded(seed), weight)
         for name in BENCHMARKS if "benchmarks" in given.only else ():
             run_benchmark(name, semi_runs.scale.page.stem)
     compose()

@@ -2,9 +2,9 @@
 
     loss = supervised + λ(t)·consistency + μ·λ(T − t)·SAM + ½·mu_prox·‖w − w_global‖²
 
-where λ(t) is λmax for a framework without ramp. Time t counts the local steps since the start of the run and comes with
-the message, so no ramp starts again at a round. The optimiser is new in every round; what learned crosses (student, peer,
-SAM's adapter), averages (EMA teacher) stay here.
+where λ(t) is a ramp or a straight line to λmax, as the framework has it. Time t counts the local steps since the start
+of the run and comes with the message, so no ramp starts again at a round. The optimiser is new in every round; what
+learned crosses (student, peer, SAM's adapter), averages (EMA teacher) stay here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from strategies.semi import FRAMEWORKS, Framework
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
 from strategies.semi.batch import Batch, Time
 from strategies.semi.mean_teacher import carry_over, make_teacher, update_teacher
-from strategies.semi.ramps import ramp_down, ramp_up
+from strategies.semi.ramps import line, ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss
 
 State = dict[str, Tensor]
@@ -169,9 +169,10 @@ def _time(plan: Plan, step: int, total_steps: int) -> Time:
 def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: int, total_steps: int) -> Tensor:
     """The total loss at time `step`."""
     length, peak = _ramp_length(plan, total_steps), plan.train.consistency_weight * framework.weight
+    share = ramp_up(step, length=length)
     factors = {
         "supervised": 1.0,
-        "consistency": ramp_up(step, length=length, peak=peak) if framework.ramped else peak,
+        "consistency": peak * (share if framework.start is None else line(step, total=total_steps, start=framework.start)),
         "sam": plan.sam.weight * ramp_down(step, total=total_steps, length=length),
         "proximal": plan.train.proximal_mu / 2,
     }

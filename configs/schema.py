@@ -118,7 +118,9 @@ class Train(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
     consistency_weight: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="factor on the weight of what unlabelled images teach: 0.1 for both mean teachers, 1 for the others"
+        1.0,
+        description="factor on the weight of what unlabelled images teach: 0.1 for both mean teachers, 1 for the others; "
+        "unimatch begins with 4 times that and comes down to it by the end",
     )
     ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of all steps in which it ramps up")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.0, description="FedProx term; 0 is FedAvg")

@@ -34,7 +34,8 @@ class Framework:
         uses_unlabelled: whether it looks at unlabelled images at all; the caller need not load them otherwise.
         weight: λmax, the peak of the weight of "consistency"; 0.1 as in UA-MT (Yu et al., 2019) where that is a mean squared
             difference from a teacher. A run's settings may multiply it.
-        ramped: whether the weight of "consistency" follows the ramp λ(t); otherwise it is λmax from the first step on.
+        start: the weight of "consistency" at the run's first step, as a multiple of λmax that it goes to in a straight line
+            until the last; None where it follows the ramp λ(t) instead.
         mixes_patients: whether an image's loss depends on other images of the batch (CutMix, copy-paste), so that no
             gradient is one patient's alone; nothing for training with differential privacy.
     """
@@ -43,7 +44,7 @@ class Framework:
     helpers: Mapping[str, Helper] = field(default_factory=dict)
     uses_unlabelled: bool = True
     weight: float = 1.0
-    ramped: bool = True
+    start: float | None = None
     mixes_patients: bool = False
 
     @cached_property
@@ -58,6 +59,6 @@ FRAMEWORKS: dict[str, Framework] = {
     "mean_teacher": Framework("mean_teacher", helpers={"teacher": "average"}, weight=0.1),
     "uncertainty_aware": Framework("uncertainty_aware", helpers={"teacher": "average"}, weight=0.1),
     "cross_pseudo": Framework("cross_pseudo", helpers={"second": "peer"}),
-    "unimatch": Framework("unimatch", ramped=False, mixes_patients=True),
-    "copy_paste": Framework("copy_paste", helpers={"teacher": "average"}, ramped=False, mixes_patients=True),
+    "unimatch": Framework("unimatch", start=4.0, mixes_patients=True),
+    "copy_paste": Framework("copy_paste", helpers={"teacher": "average"}, start=1.0, mixes_patients=True),
 }

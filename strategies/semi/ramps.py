@@ -32,6 +32,11 @@ def ramp_down(step: float, *, total: float, length: float, peak: float = 1.0) ->
     return ramp_up(total - step, length=length, peak=peak)
 
 
+def line(step: float, *, total: float, start: float) -> float:
+    """Straight from `start` at 0 to 1 at `total` > 0 and after; times before 0 count as 0."""
+    return 1.0 + (start - 1.0) * (1.0 - min(max(step, 0.0), total) / total)
+
+
 def ema_decay(step: int, *, highest: float = 0.99) -> float:
     """α = min(1 − 1/(t + 1), 0.99), the share that the teacher keeps of itself: 0 at t = 0, so it begins as the
     student."""

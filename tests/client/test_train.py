@@ -359,11 +359,15 @@ def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that
     [
         ("mean_teacher", 0, math.exp(-5)),
         ("mean_teacher", 4, 1.0),
-        ("unimatch", 0, 1.0),
+        ("unimatch", 0, 4.0),
+        ("unimatch", 4, 2.5),
+        ("unimatch", 8, 1.0),
+        ("unimatch", 9, 1.0),
         ("copy_paste", 0, 1.0),
+        ("copy_paste", 8, 1.0),
     ],
 )
-def test_the_consistency_term_follows_the_ramp_where_the_framework_has_one(
+def test_the_consistency_term_follows_the_ramp_or_the_line_of_its_framework(
     joined: Make, framework: str, step: int, expected: float
 ) -> None:
     _, plan, _ = joined(f'train.framework="{framework}"', "train.consistency_weight=3.0", labels=0)
@@ -376,7 +380,18 @@ def test_the_consistency_term_follows_the_ramp_where_the_framework_has_one(
 def test_unless_told_otherwise_the_consistency_term_weighs_what_is_the_frameworks_own(joined: Make, framework: str) -> None:
     _, plan, _ = joined(f'train.framework="{framework}"', labels=0)
     terms = {"supervised": torch.tensor(10.0), "consistency": torch.tensor(1.0)}
-    assert float(_weighted(terms, FRAMEWORKS[framework], plan, 4, 8)) == pytest.approx(10 + FRAMEWORKS[framework].weight)
+    assert float(_weighted(terms, FRAMEWORKS[framework], plan, 8, 8)) == pytest.approx(10 + FRAMEWORKS[framework].weight)
+
+
+@pytest.mark.parametrize(("when", "expected"), [(NOW, 4.0), (When(cycle=2, round=2, step=6, total_steps=8), 1.75)])
+def test_unimatchs_weight_falls_over_the_run_and_does_not_begin_again_in_a_round(
+    joined: Make, monkeypatch: pytest.MonkeyPatch, when: When, expected: float
+) -> None:
+    monkeypatch.setattr("strategies.semi.unimatch.THRESHOLD", 0.0)  # an untrained network is sure of nothing
+    site, plan, weights = joined('train.framework="unimatch"', "train.local_steps=1")
+    losses = train(site, plan, when, weights, helpers={}).losses
+    assert losses["consistency"] > 0.1
+    assert losses["total"] == pytest.approx(losses["supervised"] + expected * losses["consistency"], rel=1e-5)
 
 
 def test_copy_paste_mixes_labelled_images_alone_in_the_first_fifth_of_the_run(joined: Make) -> None:

@@ -112,14 +112,14 @@ def grads(loss: Tensor, network: nn.Module) -> list[Tensor]:
 
 
 def test_the_table_says_what_each_framework_needs() -> None:
-    told = {name: (dict(f.helpers), f.uses_unlabelled, f.weight, f.ramped, f.mixes_patients) for name, f in FRAMEWORKS.items()}
+    told = {name: (dict(f.helpers), f.uses_unlabelled, f.weight, f.start, f.mixes_patients) for name, f in FRAMEWORKS.items()}
     assert told == {
-        "supervised": ({}, False, 1.0, True, False),
-        "mean_teacher": ({"teacher": "average"}, True, 0.1, True, False),
-        "uncertainty_aware": ({"teacher": "average"}, True, 0.1, True, False),
-        "cross_pseudo": ({"second": "peer"}, True, 1.0, True, False),
-        "unimatch": ({}, True, 1.0, False, True),
-        "copy_paste": ({"teacher": "average"}, True, 1.0, False, True),
+        "supervised": ({}, False, 1.0, None, False),
+        "mean_teacher": ({"teacher": "average"}, True, 0.1, None, False),
+        "uncertainty_aware": ({"teacher": "average"}, True, 0.1, None, False),
+        "cross_pseudo": ({"second": "peer"}, True, 1.0, None, False),
+        "unimatch": ({}, True, 1.0, 4.0, True),
+        "copy_paste": ({"teacher": "average"}, True, 1.0, 1.0, True),
     }
 
 

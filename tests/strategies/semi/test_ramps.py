@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.semi.ramps import ema_decay, ramp_down, ramp_up
+from strategies.semi.ramps import ema_decay, line, ramp_down, ramp_up
 
 
 def test_ramp_up_at_start_half_and_end() -> None:
@@ -32,6 +32,15 @@ def test_up_never_falls_down_never_rises_and_they_mirror(first: float, second: f
     assert ramp_up(early, length=length) <= ramp_up(late, length=length) <= 1.0
     assert ramp_down(early, total=400, length=length) >= ramp_down(late, total=400, length=length) > 0.0
     assert ramp_down(first, total=400, length=length) == ramp_up(400 - first, length=length)
+
+
+def test_a_line_at_start_half_and_end() -> None:
+    assert line(0, total=200, start=4.0) == 4.0
+    assert line(100, total=200, start=4.0) == 2.5
+    assert line(200, total=200, start=4.0) == 1.0
+    assert line(10_000, total=200, start=4.0) == 1.0
+    assert line(-1, total=200, start=4.0) == 4.0
+    assert [line(step, total=3, start=1.0) for step in range(5)] == [1.0] * 5
 
 
 @pytest.mark.parametrize("length", [0, -1, float("nan")])
