@@ -201,7 +201,9 @@ def compose() -> None:
         "patients are seen by nothing before the final table, but for one thing: the shipped SAM has learned from synthetic",
         "scenes alone, but how they are drawn, and two numbers of how its answers lean on a box (`PICTURE_WEIGHT` and",
         "`OUTSIDE_PER_PX` in `strategies/sam_parts.py`), were chosen by its Dice with tight boxes on every fifth and sixth",
-        "case of the sets, whatever their role. `benchmarks/sam_quality.py` tells the other cases apart.",
+        "case of the sets, whatever their role. `benchmarks/sam_quality.py` tells the other cases apart. And the test Dice of",
+        "some runs of supervised training, and of UniMatch with a weight of 1, was seen in a terminal before the course of that",
+        "weight was chosen; it was chosen by validation Dice alone.",
         "",
         *unfinished(),
         "## Screening: validation Dice, hippocampus, four sites, two labelled slices each, one seed",
@@ -223,9 +225,12 @@ def compose() -> None:
         text += [*beside, ""]
     weights = weight_table()
     if weights:
-        text += ["## UniMatch's weight: validation Dice, two slices a site, without SAM", ""]
         text += [
-            "Why the weight of what unlabelled images teach falls in the course of a run, where the paper's is 1 throughout.",
+            "## UniMatch's weight: validation Dice, two slices a site, without SAM",
+            "",
+            "Why the weight of what unlabelled images teach falls in a run; the paper's is 1 throughout. The fall was chosen on",
+            "these patients. Runs with a weight held still are this program's (`--only weight`): it changes the table of",
+            "frameworks.",
             "",
         ]
         text += [*weights, ""]
