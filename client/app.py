@@ -14,6 +14,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.allocator import keep_freed_memory
 from client.annotate.worklist import carry_out, collect
 from client.egress import EgressLog
 from client.evaluate import evaluate
@@ -198,6 +199,7 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
                 "[classes] of site.toml must name the run's classes in the same order",
             )
         torch.set_num_threads(site.settings.threads)
+        keep_freed_memory()
         return Message(answer(site, plan, request, message), reply_to=message)
 
 
