@@ -8,7 +8,8 @@ The weak view is the warped image; the strong views change its intensity, blur i
 The caller weighs all but L_x with 4 at the start of a run, falling to the paper's 1 at its end. From a few labelled slices
 that all show a structure, a network soon sees it everywhere, is sure of it and confirms itself; agreement between views,
 which what is false survives less well than what is true, must outweigh the labels while that is decided. It was chosen on
-validation patients of federated runs (`docs/results/semi.md`); 4 throughout loses the structure instead, now and then.
+validation patients of federated runs, a gain in the mean that three seeds do not tell from none (`docs/results/semi.md`);
+4 throughout loses the structure instead, now and then.
 """
 
 from __future__ import annotations
