@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from client.plan import Plan
+from client.plan import Plan, network_with
 from client.sam import Sam, load_sam
 from client.sam_adapt import Lesson
 from client.sam_teacher import SamTeacher, Take
@@ -392,3 +392,39 @@ def test_masks_that_do_not_pass_the_gate_earn_no_trust(
     sam.meet([], lambda rows: pytest.fail("validation patients judge"))
     assert sam.is_trusted is trusted
     assert bool((sam.trust[1:] > 0.3).all()) is trusted
+
+
+def test_a_specialist_that_knows_its_labels_by_heart_does_not_silence_a_sam_that_knows_new_patients_better(
+    joined: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On labelled cases nobody can add anything to this specialist; on others it finds little, and SAM everything."""
+    site, plan, weights = joined("sam.enabled=true", "sam.min_agreement=0.0", labels=4)
+    slices = Slices(site, plan.preprocess)
+    labelled = site.store.cases("labelled")
+    truths = {c.id: t for c, t in zip(labelled, slices.labels(labelled), strict=True)}
+    held_out = site.store.cases("validation")
+    truths |= {c.id: t for c, t in zip(held_out, slices.truths(held_out), strict=True)}
+    by_heart = {slices.take([c]).numpy().tobytes(): truths[c.id].long() for c in labelled}
+
+    def specialist(networks: Any, images: Tensor) -> Tensor:
+        """Class probabilities: those of the label it knows, else a square in the middle of each class's half."""
+        guess = torch.zeros(images.shape[-2:], dtype=torch.int64)
+        guess[12:18, 8:14], guess[12:18, 20:26] = 1, 2
+        known = torch.stack([by_heart.get(image[None].numpy().tobytes(), guess) for image in images])
+        return torch.nn.functional.one_hot(known, 3).movedim(-1, 1).float()
+
+    ask = SamTeacher.ask
+
+    def knowing(self: SamTeacher, cases: Any, images: Any, probs: Any) -> Any:
+        asked = ask(self, cases, images, probs)
+        real = torch.stack([truths[case.id] for case in cases])[asked.prompts.image_index]
+        right = real == asked.prompts.class_index[:, None, None]
+        return replace(asked, masks=right, kept=torch.ones_like(asked.kept))
+
+    monkeypatch.setattr("client.sam_teacher.mean_probabilities", specialist)
+    monkeypatch.setattr(SamTeacher, "ask", knowing)
+    network = network_with(plan, weights)
+    sam = SamTeacher(site, plan, (1, 1), adapter={}, cycle_adapter=None, slices=slices, specialists=[network])
+    rows = torch.stack([truths[c.id] for c in labelled]).long()
+    sam.meet(labelled, lambda some: ([labelled[n] for n in some], slices.take([labelled[n] for n in some]), rows[list(some)]))
+    assert (sam.trust[1:] > 0.5).all()
