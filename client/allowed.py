@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,13 +69,14 @@ class Allowed:
     name: str
     share: str
     min_patients: int
+    sam: Callable[[], str]
     message: str
     classes: tuple[str, ...]
     reply: Reply
     arrays: Mapping[str, Slot]
 
     @classmethod
-    def by(cls, message: Message, *, name: str, share: str, min_patients: int) -> Allowed:
+    def by(cls, message: Message, *, name: str, share: str, min_patients: int, sam: Callable[[], str]) -> Allowed:
         """What a site of this name and with these settings may answer to `message`.
 
         Raises:
@@ -94,7 +95,7 @@ class Allowed:
             if not isinstance(weights, ArrayRecord):
                 raise SiteFault("bad-request", f"a request {kind} without weights: nothing says which update is one")
             arrays = {key: Slot.like(array) for key, array in weights.items()}
-        return cls(name, share, min_patients, kind, classes, reply, arrays)
+        return cls(name, share, min_patients, sam, kind, classes, reply, arrays)
 
     @property
     def bytes(self) -> int:
@@ -159,12 +160,15 @@ def checked(given: RecordDict, *, allowed: Allowed, weight: int) -> RecordDict:
 
 
 def _checked_site(record: object, allowed: Allowed) -> ConfigRecord:
-    """Exactly the site's name; in a reply to `query.join` the protocol and the request's class names as well."""
+    """Exactly the site's name; in a reply to `query.join` the protocol, the request's class names and the site's SAM as well."""
     site = ConfigRecord({"name": allowed.name})
     if allowed.message == JOIN:
         site["protocol"] = PROTOCOL
         site["classes"] = list(allowed.classes)
+        site["sam"] = ""
     given = _items(record, ConfigRecord, keys=site, of="record site")
+    if given.get("sam"):  # asked late: a large file is read for it
+        site["sam"] = allowed.sam()
     for key, value in given.items():
         if type(value) is not type(site[key]) or value != site[key]:
             raise NotAllowed(f"record site has {key} {short(value)}, not {site[key]!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from client.gate import Policy, make_gate
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, network_with
+from client.sam_checkpoint import identity
 from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score
 from client.site import Site, site_log, workspace_of
@@ -49,6 +51,7 @@ def join(site: Site, plan: Plan, request: wire.Request, message: Message) -> Rec
             name=site.name,
             protocol=wire.PROTOCOL,
             classes=tuple(plan.classes),
+            sam=identity(site.settings.sam_checkpoint) if plan.sam.enabled and plan.sam.adapt != "none" else "",
             cases=sum(counts.values()) - held_out if shared else None,
             labelled=counts.get("labelled", 0) if shared else None,
             unlabelled=counts.get("unlabelled", 0) if shared else None,
@@ -222,6 +225,7 @@ def policy_of(context: Context) -> Policy:
         min_patients=settings.min_patients,
         egress=EgressLog(workspace / "egress.jsonl"),
         log=site_log(workspace, settings.name),
+        sam=partial(identity, settings.sam_checkpoint),
     )
 
 

@@ -50,6 +50,7 @@ class Policy:
         min_patients: a metric over fewer patients is refused.
         egress: one line for every reply.
         log: the site's own log; it gets what the coordinator does not.
+        sam: names the site's SAM; asked only where a reply does.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Policy:
     min_patients: int
     egress: EgressLog
     log: logging.Logger
+    sam: Callable[[], str]
 
     def __post_init__(self) -> None:
         if self.share not in ("updates", "updates+sums"):
@@ -101,7 +103,7 @@ def _let_out(
     record = partial(policy.egress.append, message=where.message, cycle=where.cycle, round=where.round)
     withheld: Withheld | None = None
     try:
-        allowed = Allowed.by(message, name=policy.name, share=policy.share, min_patients=policy.min_patients)
+        allowed = Allowed.by(message, name=policy.name, share=policy.share, min_patients=policy.min_patients, sam=policy.sam)
         reply = call_next(message, context)
         given = content_of(reply, envelope)
         withheld = Withheld(records=len(given), bytes=_bytes_in(given))

@@ -85,6 +85,16 @@ def digest(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
+def identity(checkpoint: str) -> str:
+    """The SAM of a setting in 16 hexadecimal digits, by what is in the file and how it is read, not by where it lies.
+
+    Raises:
+        SamUnavailable: the file can't be read.
+    """
+    path = path_of(checkpoint)
+    return hashlib.sha256(f"{digest(path)} {is_medsam(path)}".encode()).hexdigest()[:16]
+
+
 def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":

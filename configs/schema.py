@@ -322,7 +322,9 @@ class Site(Settings):
     annotator: Literal["oracle", "folder"] = Field("folder", description="who answers requests")
     share: Literal["updates", "updates+sums"] = "updates"
     min_patients: Positive = 5
-    sam_checkpoint: str = Field("small", description='"small" or the path of a checkpoint at this site')
+    sam_checkpoint: str = Field(
+        "small", description='"small" or the path of a checkpoint at this site; the same everywhere where the run adapts SAM'
+    )
     save_pictures: bool = False
     threads: Positive = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"

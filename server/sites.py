@@ -191,7 +191,7 @@ def join(
     Returns the sites, what each told of its pool with its traffic, and the problems.
 
     Raises:
-        FederationFault: nobody came, or two sites gave one name.
+        FederationFault: nobody came, two sites gave one name, or they would train different SAMs.
     """
     deadline = time.monotonic() + wait_s
     nodes = sorted(grid.get_node_ids())
@@ -204,6 +204,7 @@ def join(
     problems = Problems()
     joined: dict[str, int] = {}
     pools: dict[str, dict[str, Any]] = {}
+    sams: dict[str, list[str]] = {}
     for node, reply in exchange(grid, dict.fromkeys(nodes, content), wire.JOIN, timeout_s=timeout_s):
         if reply is None:
             problems.late.append(f"node-{node}")
@@ -231,6 +232,7 @@ def join(
         if answer.name in joined:
             raise FederationFault(f'two nodes say they are site "{answer.name}": give each site.toml a name of its own')
         joined[answer.name] = node
+        sams.setdefault(answer.sam, []).append(answer.name)
         pools[answer.name] = {
             "cases": answer.cases,
             "labelled": answer.labelled,
@@ -238,6 +240,12 @@ def join(
             "bytes_up": wire.size(reply.content),
             "bytes_down": down,
         }
+    if len(sams) > 1:
+        raise FederationFault(
+            "the sites hold different SAMs, and what they learn about one is nothing to another, so it can't be averaged: "
+            + "; ".join(f"{', '.join(sorted(names))}: {sam}" for sam, names in sorted(sams.items(), key=lambda of: -len(of[1])))
+            + '. Give sam_checkpoint in each site.toml the same file, or leave SAM as it is (sam.adapt = "none")'
+        )
     sites = Sites(grid, joined, timeout_s=timeout_s, run=run, settings=settings)
     return sites, dict(sorted(pools.items())), problems
 

@@ -140,11 +140,16 @@ class Demand:
 
 @dataclass(frozen=True)
 class Joined:
-    """A site's answer to `query.join`; counts are None where the site shares updates only."""
+    """A site's answer to `query.join`; counts are None where the site shares updates only.
+
+    `sam` names the SAM that the site would train, "" where the run trains none: what sites learn is added to the weights
+    that they began with, so it can be averaged only where these are the same.
+    """
 
     name: str
     protocol: int
     classes: tuple[str, ...]
+    sam: str
     cases: int | None
     labelled: int | None
     unlabelled: int | None

@@ -18,7 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
 
@@ -209,6 +209,7 @@ def pack_joined(joined: Joined) -> RecordDict:
     content = _content(joined.name, pool=_numbers(cases=joined.cases, labelled=joined.labelled, unlabelled=joined.unlabelled))
     content.config_records["site"]["protocol"] = joined.protocol
     content.config_records["site"]["classes"] = list(joined.classes)
+    content.config_records["site"]["sam"] = joined.sam
     return content
 
 
@@ -218,6 +219,7 @@ def unpack_joined(content: RecordDict) -> Joined:
         name=str(site["name"]),
         protocol=int(site["protocol"]),  # type: ignore[arg-type]
         classes=tuple(site["classes"]),  # type: ignore[arg-type]
+        sam=str(site["sam"]),
         cases=pool.get("cases"),
         labelled=pool.get("labelled"),
         unlabelled=pool.get("unlabelled"),

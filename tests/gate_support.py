@@ -49,6 +49,9 @@ WEIGHTS: Weights = {
 }
 UPDATE: Weights = {name: (array + 1).astype(array.dtype) for name, array in WEIGHTS.items()}
 
+SAM = "5a3c0e9f77d1b246"
+"""What the site's SAM is called."""
+
 PATIENT = "ID-740312-MEIER"
 CASE = "9f2c41aa77de03b1.77aa11bb22cc33dd.0007"
 PATH = "/pacs/MEIER^HANS/IM0007.dcm"
@@ -78,7 +81,7 @@ def honest(kind: str) -> RecordDict:
     """What a good handler answers."""
     match kind:
         case "query.join":
-            return pack_joined(Joined("A", PROTOCOL, CLASSES, 80, 0, 80))
+            return pack_joined(Joined("A", PROTOCOL, CLASSES, SAM, 80, 0, 80))
         case "train":
             losses = {"total": 0.5, "supervised": 0.25, "sam": 0.0}
             return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, losses, (0.75, 0.0), 1.5))
@@ -105,7 +108,7 @@ class Bench:
         self.path = self.folder / "egress.jsonl"
 
     def policy(self, context: Context) -> Policy:
-        return Policy("A", self.share, self.min_patients, EgressLog(self.path), self.log)
+        return Policy("A", self.share, self.min_patients, EgressLog(self.path), self.log, lambda: SAM)
 
     def send(self, message: Message, handler: Callable[[Message, Context], Any]) -> Message:
         context = Context(run_id=7, node_id=5, node_config={}, state=RecordDict(), run_config={})

@@ -24,6 +24,7 @@ from gate_support import (
     PATH,
     PATIENT,
     PIXELS,
+    SAM,
     UPDATE,
     WEIGHTS,
     Bench,
@@ -68,7 +69,7 @@ def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
     spec = replies(len(CLASSES))[kind]
     site: dict[str, Any] = {"name": "A"}
     if kind == JOIN:
-        site |= {"protocol": PROTOCOL, "classes": list(CLASSES)}
+        site |= {"protocol": PROTOCOL, "classes": list(CLASSES), "sam": draw(st.sampled_from(["", SAM]))}
     site = dict(draw(st.permutations(list(site.items()))))
     records: list[tuple[str, Any]] = [("site", ConfigRecord(site))]
     if spec.update:
@@ -375,6 +376,10 @@ NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
     "another protocol": (JOIN, force("site", "protocol", PROTOCOL + 1), f"site has protocol {PROTOCOL + 1}"),
     "a bool for the protocol": (JOIN, force("site", "protocol", True), "site has protocol True"),
     "no protocol": (JOIN, drop("site", "protocol"), "record site has no key protocol"),
+    "another SAM": (JOIN, force("site", "sam", CASE[:16]), f"site has sam '{CASE[:16]}', not '{SAM}'"),
+    "a SAM in capitals": (JOIN, force("site", "sam", SAM.upper()), "site has sam"),
+    "a number for the SAM": (JOIN, force("site", "sam", 5), "site has sam 5"),
+    "no SAM": (JOIN, drop("site", "sam"), "record site has no key sam"),
     "no classes": (JOIN, drop("site", "classes"), "record site has no key classes"),
     "a refusal of the handler's own": (
         TRAIN,
@@ -439,7 +444,7 @@ def test_the_bound_on_the_weight_lets_every_honest_reply_through(bench: Bench, k
     many = {"classes": [f"class {number} of a great many" for number in range(5000)]}
     large: Weights = {f"layer.{number}": np.zeros(100, np.float32) for number in range(1000)}
     message = ask(kind, settings=many, weights=large)
-    allowed = Allowed.by(message, name="A", share="updates+sums", min_patients=5)
+    allowed = Allowed.by(message, name="A", share="updates+sums", min_patients=5, sam=str)
     update = sum(len(name) + len(Array(array).data) for name, array in large.items()) if kind == TRAIN else 0
     numbers = sum(8 * (number.length or 1) for keys in allowed.reply.metrics.values() for number in keys.values())
     honest_at_most = update + numbers + sum(len(name) for name in many["classes"])

@@ -78,7 +78,7 @@ def test_what_leaves_is_in_the_egress_log_by_shape_not_by_value(bench: Bench, ki
     if kind == ASSESS:
         assert entry.records["test"] == {"dice": "number[2]", "counts": "number[2]", "patients": "number"}
     if kind == JOIN:
-        assert entry.records["site"] == {"name": "text", "protocol": "number", "classes": "text[2]"}
+        assert entry.records["site"] == {"name": "text", "protocol": "number", "classes": "text[2]", "sam": "text"}
 
 
 def test_the_line_is_written_before_the_reply_leaves_and_without_it_nothing_does(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from client.plan import Plan
 from client.sam import SamUnavailable, load_sam
 from client.sam_cache import EmbeddingCache
-from client.sam_checkpoint import SMALL, read
+from client.sam_checkpoint import SMALL, identity, read
 from client.sam_teacher import SamTeacher
 from client.site import Site, Slices
 from strategies.records import Weights
@@ -32,6 +32,17 @@ def test_the_shipped_one_is_small_and_holds_weights_alone() -> None:
     size, state = read(SMALL)
     assert size == "small"
     assert sum(tensor.numel() for tensor in state.values()) < 1_500_000
+
+
+def test_a_sam_is_known_by_its_file_s_content_and_how_that_is_read(tmp_path: Path) -> None:
+    copy, changed, medsam = (tmp_path / name for name in ("copy.safetensors", "changed.safetensors", "medsam_like.safetensors"))
+    shutil.copy(SMALL, copy)
+    shutil.copy(SMALL, medsam)
+    changed.write_bytes(SMALL.read_bytes()[:-1] + b"!")
+    assert identity("small") == identity(str(copy)) != identity(str(changed))
+    assert identity(str(medsam)) not in (identity("small"), identity(str(changed)))
+    with pytest.raises(SamUnavailable, match="gone"):
+        identity(str(tmp_path / "gone.pth"))
 
 
 @pytest.mark.parametrize("name", list(SIZES))

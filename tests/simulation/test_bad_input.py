@@ -11,12 +11,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tests_support import events
 
 import client.app as client_app
 from client.app import make_app
 from client.faults import SiteFault
-from client.sam_checkpoint import SamUnavailable
+from client.sam_checkpoint import SMALL, SamUnavailable
 from client.site import Site
 from configs.files import StorageFault, locked
 from configs.load import dump, load, load_site
@@ -206,6 +207,24 @@ def test_a_missing_sam_checkpoint_is_told_before_and_during_a_run(tiny_config: C
     refused = refusals(folder)
     assert refused["west"]["code"] == "sam-unavailable"
     assert "gone.pth" in logged(folder, "west", refused["west"]["reference"])
+
+
+def test_sites_with_different_sams_do_not_average_what_these_learn(tiny_config: Config, tmp_path: Path) -> None:
+    """Equal in size, so nothing else would notice; a copy of one file in another place is the same SAM."""
+    config, other = tiny_config(cycles=1), tmp_path / "other.safetensors"
+    options = ["sam.enabled=true", "sam.adapt=decoder", "sam.adapt_steps=1"]
+    folder = simulate(config, options, out=tmp_path / "run", prepare_only=True)
+    path = folder / "sites" / "west" / "site.toml"
+    path.write_text(dump(load_site(path).model_copy(update={"sam_checkpoint": str(other)})))
+    weights = load_file(SMALL)
+    save_file({**weights, "mask_decoder.iou_token.weight": weights["mask_decoder.iou_token.weight"] + 1}, other)
+    with pytest.raises(FederationFault, match=r"different SAMs.*north, south: [0-9a-f]{16}; west: [0-9a-f]{16}.*sam_checkpoint"):
+        start(folder, SITES, engine="inline")
+    assert not (folder / "history.jsonl").exists()
+    shutil.copy(SMALL, other)
+    start(folder, SITES, engine="inline")
+    assert events(folder)[-1]["event"] == "end"
+    assert not refusals(folder)
 
 
 def test_a_read_only_file_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
