@@ -19,9 +19,11 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterable
+from itertools import product
 
 import semi_runs
 from results import Claim, Ended, Job, benchmark_rows, claim_table, recorded, run_benchmark, write_page, written_by
+from semi_figure import Panel, Row, write_figure
 from semi_pooled import pooled, run_pooled
 from semi_runs import (
     FEW,
@@ -117,6 +119,26 @@ def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
     return lines
 
 
+def panels() -> list[Panel]:
+    """Each set with few labels, of what is done, between what supervised training gives with these and with all."""
+    done = {of: group.seeds for group in read_groups() for of in group.jobs}
+    found = []
+    for labels, data in product((FEW, "one patient a site"), SETS):
+        jobs, whole = compared(data, labels), job(data, "supervised", "no SAM", "all")
+        if {*jobs, whole} <= done.keys():
+            few, all_labels = (mean_test(of, done[of]) for of in (jobs[0], whole))
+            found.append(Panel(f"{data}: {labels}", [_row(of, done[of]) for of in jobs], few, all_labels))
+    return found
+
+
+def _row(of: Job, seeds: int) -> Row:
+    _, framework, help_, _ = (word.replace("_", " ") for word in of.name.split("-"))
+    patients = [run.patients["test"] for run in runs_of(of, seeds).values()]
+    means = tuple(statistics.mean(of_seed.values()) for of_seed in patients)
+    helped = help_ != "no SAM"
+    return Row(framework + f" + {help_}" * helped, helped, *bootstrap(patients), seeds=means)
+
+
 def _seeds(count: int) -> str:
     return f"{count} seed{'s' * (count > 1)}"
 
@@ -131,10 +153,9 @@ def best_of(data: str, among: Iterable[str], seeds: int) -> Job | None:
     return max(found, key=lambda of: found[of]) if found else None
 
 
-def mean_test(of: Job, seeds: int) -> float | None:
-    """Over patients and seeds, so far."""
-    runs = runs_of(of, seeds)
-    return statistics.mean(statistics.mean(run.patients["test"].values()) for run in runs.values()) if runs else None
+def mean_test(of: Job, seeds: int) -> float:
+    """Over patients and seeds, of a job that is done."""
+    return statistics.mean(statistics.mean(run.patients["test"].values()) for run in runs_of(of, seeds).values())
 
 
 def claims() -> list[Claim]:
@@ -153,9 +174,8 @@ def claims() -> list[Claim]:
     for data in SETS if {*main_question()} <= done.keys() else ():
         supervised, whole = (job(data, "supervised", "no SAM", labels) for labels in (FEW, "all"))
         best, plain, helped = (best_of(data, among, seeds) for among in (HELP, ("no SAM",), ("SAM", "SAM that learns")))
-        low, high = mean_test(supervised, seeds), mean_test(whole, seeds)
-        reached = None if best is None else mean_test(best, seeds)
-        if best is not None and low is not None and high is not None and reached is not None:
+        if best is not None:
+            low, high, reached = (mean_test(of, seeds) for of in (supervised, whole, best))
             share = (reached - low) / (high - low)
             told = f"{share:.0%} ({low:.3f} to {reached:.3f} of {high:.3f}), {_method(best)}"
             rows.append(Claim(f"{data}: the best closes 80 % of the gap to all labels", told, share >= 0.8))
@@ -236,7 +256,9 @@ def compose() -> None:
         text += [*weights, ""]
     done = read_groups()
     if done:
-        text += ["## Test Dice", "", *final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
+        write_figure(scale.page.with_suffix(".svg"), panels())
+        text += ["## Test Dice", "", f"![Dice of test patients by method, with few labels]({scale.page.stem}.svg)", ""]
+        text += [*final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
         text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
     write_page(scale.page, text, promised)
 
