@@ -14,9 +14,10 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,8 @@ class Ended:
         labels, cases: in the pools at the end; None where withheld.
         curve: (labels, validation Dice, test Dice) of each cycle.
         patients: role to patient (`site/patient`) to mean Dice over classes and volumes, by the final model.
+        trust: by class, how much SAM counted, in [0, 1]: the mean over rounds and sites, and the share of these in which it
+            counted at all. None where it took no part, and in records older than this field.
     """
 
     command: str
@@ -91,6 +94,7 @@ class Ended:
     cases: int | None
     curve: list[tuple[int | None, float | None, float | None]]
     patients: dict[str, dict[str, float]]
+    trust: dict[str, tuple[float, float]] | None = None
 
 
 def recorded(page: str, name: str) -> Ended | None:
@@ -163,7 +167,18 @@ def _record(job: Job, folder: Path, settings: str, sam: str) -> Ended:
         cases=None if any(pool is None for pool in pools) else sum(pools),
         curve=[(event["labels_total"], event["dice_mean"], event["dice_mean_test"]) for event in assessed],
         patients={role: patient_dice(folder, role) for role in ("validation", "test")},
+        trust=sam_trust(events),
     )
+
+
+def sam_trust(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]] | None:
+    """`Ended.trust` of a run's history."""
+    sites = [site for event in events if event["event"] == "train" for site in event["sites"].values()]
+    told = [trust for site in sites if (trust := site.get("sam_trust"))]
+    if not told:
+        return None
+    values = {name: [trust[name] for trust in told] for name in told[0]}
+    return {name: (round(statistics.mean(of), 4), round(statistics.mean(v > 0 for v in of), 4)) for name, of in values.items()}
 
 
 def patient_dice(folder: Path, role: str, network: nn.Module | None = None) -> dict[str, float]:

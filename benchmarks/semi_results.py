@@ -92,6 +92,18 @@ def weight_table() -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def trust_table() -> list[str]:
+    """How much SAM counted where it took part in the main question, in runs whose records tell."""
+    lines = ["| data | framework | class | mean trust | counts in |", "|---|---|---|---|---|"]
+    for of in (of for of in main_question() if "-no_SAM-" not in of.name):
+        told = [run.trust for run in runs_of(of, semi_runs.scale.seeds).values() if run.trust is not None]
+        for name in told[0] if told else ():
+            trust, share = (statistics.mean(one[name][k] for one in told) for k in (0, 1))
+            framework = of.name.split("-")[1].replace("_", " ")
+            lines.append(f"| {of.group} ({_seeds(len(told))}) | {framework} | {name} | {trust:.2f} | {share:.0%} |")
+    return lines if len(lines) > 2 else []
+
+
 def side_by_side(ours: Job, theirs: Job) -> str:
     """Cells with the validation Dice of either and their difference; empty until all seeds of both are there."""
     runs = [runs_of(of, semi_runs.scale.fewer) for of in (ours, theirs)]
@@ -254,6 +266,15 @@ def compose() -> None:
             "",
         ]
         text += [*weights, ""]
+    trusts = trust_table()
+    if trusts:
+        text += ["## How much SAM counted: two slices a site", ""]
+        text += ["Trust is measured at each site in each round, on validation patients: 0 where SAM's answers to the model's own"]
+        text += [
+            "prompts are no better than the model. The mean over rounds and sites, and the share of these in which it was",
+            "",
+        ]
+        text[-1:] = ["above 0.", "", *trusts, ""]
     done = read_groups()
     if done:
         write_figure(scale.page.with_suffix(".svg"), panels())
