@@ -268,13 +268,16 @@ def compose() -> None:
         text += [*weights, ""]
     trusts = trust_table()
     if trusts:
-        text += ["## How much SAM counted: two slices a site", ""]
-        text += ["Trust is measured at each site in each round, on validation patients: 0 where SAM's answers to the model's own"]
         text += [
-            "prompts are no better than the model. The mean over rounds and sites, and the share of these in which it was",
+            "## How much SAM counted: two slices a site",
+            "",
+            "Trust is measured at each site in each round, on validation patients: 0 where SAM's answers to the model's own",
+            "prompts are no better than what the model says itself. The mean over rounds and sites, and the share of these in",
+            "which SAM counted at all; from the runs whose records tell.",
+            "",
+            *trusts,
             "",
         ]
-        text[-1:] = ["above 0.", "", *trusts, ""]
     done = read_groups()
     if done:
         write_figure(scale.page.with_suffix(".svg"), panels())
