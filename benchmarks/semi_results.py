@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from itertools import product
 
 import semi_runs
-from results import Claim, Ended, Job, benchmark_rows, claim_table, recorded, run_benchmark, write_page, written_by
+from results import RECORDS, Claim, Ended, Job, benchmark_rows, claim_table, recorded, run_benchmark, write_page, written_by
 from semi_figure import Panel, Row, write_figure
 from semi_pooled import pooled, run_pooled
 from semi_runs import (
@@ -113,6 +113,19 @@ def side_by_side(ours: Job, theirs: Job) -> str:
     told = [bootstrap([run.patients["validation"] for run in found.values()]) for found in runs]
     cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in told]
     return " | ".join([*cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)])
+
+
+def elsewhere_table() -> list[str]:
+    """Runs that were done on another processor too, whose records are kept under a name of their own."""
+    lines = ["| run | here | elsewhere |", "|---|---|---|"]
+    page = semi_runs.scale.page.stem
+    for path in sorted((RECORDS / page).glob("elsewhere-*.json")):
+        runs = [recorded(page, name) for name in (path.stem.removeprefix("elsewhere-"), path.stem)]
+        cells = [f"{run.dice:.3f}" for run in runs if run is not None and run.dice is not None]
+        if len(cells) == 2:
+            data, framework, _, labels, seed = path.stem.removeprefix("elsewhere-").replace("_", " ").split("-")
+            lines.append(f"| {data}, {framework}, {labels} labels, {seed.replace('seed', 'seed ')} | {cells[0]} | {cells[1]} |")
+    return lines if len(lines) > 2 else []
 
 
 def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
@@ -276,6 +289,19 @@ def compose() -> None:
             "which SAM counted at all; from the runs whose records tell.",
             "",
             *trusts,
+            "",
+        ]
+    elsewhere = elsewhere_table()
+    if elsewhere:
+        text += [
+            "## What the processor changes: validation Dice",
+            "",
+            "The same code, configuration and seed end elsewhere on a processor with other instructions: the last digits of a",
+            "step differ, and training magnifies that. The records of this page come from several sittings on machines that",
+            "were not all alike, so two runs of one seed are paired in their labels, patients and initial weights, not in every",
+            "digit. On one machine, a framework that has nothing unlabelled to learn from is supervised training to the last.",
+            "",
+            *elsewhere,
             "",
         ]
     done = read_groups()

@@ -164,9 +164,14 @@ def about(run: Run, engine: str) -> dict[str, Any]:
         "threads": run.threads,
         "device": run.device if run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
         "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("torch", "flwr", "monai", "numpy")},
     }
+
+
+def _processor() -> str:
+    """Its kind and the instructions that torch uses on it: with others, the last digits of a run are others."""
+    return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _commit() -> str | None:
