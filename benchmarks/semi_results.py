@@ -301,7 +301,7 @@ def compose() -> None:
             "were not all alike, so two runs of one seed are paired in their labels, patients and initial weights, not in every",
             "digit. On one machine, a framework that has nothing unlabelled to learn from is supervised training to the last.",
             "Here is AVX-512; held to AVX2 (`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2`) the",
-            "same machine gives elsewhere's hippocampus run to the last digit. What differs is one of many equal runs, not worse.",
+            "same machine gives elsewhere's hippocampus run to the last digit.",
             "",
             *elsewhere,
             "",
