@@ -19,7 +19,8 @@ FAULTS = """
 import ctypes, json, resource, sys
 import torch
 from client.allocator import keep_freed_memory
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: a page fault is 4 KiB, whatever the system prefers
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: a page fault is 4 KiB, whatever the system prefers
 granted = keep_freed_memory() if sys.argv[1] == "keep" else False
 
 def step():  # what a network's activations do: all there at once, then none
