@@ -110,7 +110,7 @@ class Network(Settings):
 class Train(Settings):
     """Local training; a round is a fixed number of local steps."""
 
-    framework: FrameworkName = Field("mean_teacher", description="semi-supervised framework")
+    framework: FrameworkName = Field("unimatch", description="semi-supervised framework; the default did best with few labels")
     rounds_per_cycle: Positive = Field(3, description="federated rounds in a cycle")
     local_steps: Positive = Field(20, description="gradient steps a site takes in a round")
     batch_labelled: Positive = Field(8, description="labelled images in a batch")
