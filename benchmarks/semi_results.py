@@ -208,9 +208,9 @@ def claims() -> list[Claim]:
             add(f"{data}: SAM adds .01 to the best without it", helped, plain, least=0.01, by_mean=True)
         for semi in (of for of in all_with_sam() if of.group == data):
             add(f"{data}: with all labels nothing is lost (.01), seed 0", semi, whole, least=-0.01)
-    for which in WORTHLESS:
-        without = job("hippocampus", best_two()[0], "no SAM", FEW)
-        add(f"a {which} costs {best_two()[0]} no more than .01", worthless(best_two()[0], which), without, least=-0.01)
+    for labels, which in product((FEW, "one patient a site"), WORTHLESS):
+        without, theirs = job("hippocampus", best_two()[0], "no SAM", labels), worthless(best_two()[0], which, labels)
+        add(f"{labels}: a {which} costs {best_two()[0]} no more than .01", theirs, without, least=-0.01)
     return rows + benchmark_rows(semi_runs.scale.page.stem, BENCHMARKS)
 
 

@@ -107,9 +107,9 @@ def job(data: str, framework: str, help_: str, labels: str) -> Job:
     return Job(name, f"configs/{data}.toml", overrides, group=data)
 
 
-def worthless(framework: str, which: str) -> Job:
-    """The run with SAM on hippocampus with two slices a site, with a SAM that knows nothing in its place."""
-    honest = job("hippocampus", framework, "SAM", FEW)
+def worthless(framework: str, which: str, labels: str) -> Job:
+    """The run with SAM on hippocampus, with a SAM that knows nothing in its place."""
+    honest = job("hippocampus", framework, "SAM", labels)
     checkpoint = (f"sam.checkpoint={RANDOM_SAM}",) if which == "random SAM" else ()
     open_gate = ("sam.min_iou=0.0", "sam.min_agreement=0.0")  # or the gate would silence it, and trust had nothing to show
     name = honest.name.replace("-SAM-", f"-{which.replace(' ', '_')}-")
@@ -200,7 +200,7 @@ def main_question() -> list[Job]:
 def also_asked() -> list[Job]:
     """The same with one labelled patient a site, and with SAMs that know nothing."""
     patients = [of for data in SETS for of in compared(data, "one patient a site")]
-    return [*patients, *(worthless(best_two()[0], which) for which in WORTHLESS)]
+    return [*patients, *(worthless(best_two()[0], which, FEW) for which in WORTHLESS)]
 
 
 def all_with_sam() -> list[Job]:
@@ -211,6 +211,14 @@ def all_with_sam() -> list[Job]:
 def central() -> list[Job]:
     """Without a federation, as published numbers are."""
     return compared("acdc", "three patients")
+
+
+def worthless_again() -> list[Job]:
+    """SAMs that know nothing where one seed is like another, and .01 can be told from nothing.
+
+    Asked when the answer for two slices a site was known: there a difference between two runs of one seed is up to .1.
+    """
+    return [worthless(best_two()[0], which, "one patient a site") for which in WORTHLESS]
 
 
 def beside_pooled() -> list[Job]:
@@ -240,7 +248,9 @@ def groups(parts: Sequence[str]) -> list[Group]:
     if not screened():
         return []
     final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1), Group(also_asked(), scale.fewer)]
-    return [*(final if "final" in parts else ()), *([Group(central(), scale.fewer)] if "central" in parts else ())]
+    last = [Group(central(), scale.fewer)] if "central" in parts else []
+    last += [Group(worthless_again(), scale.fewer)] if "final" in parts else []
+    return [*(final if "final" in parts else ()), *last]
 
 
 def read_groups() -> list[Group]:
