@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from configs.files import write_text
 
@@ -54,12 +55,12 @@ class Panel:
 
 
 def write_figure(path: Path, panels: Sequence[Panel]) -> None:
-    """An SVG with the panels side by side, two in a line, on one scale of Dice; the same panels give the same text."""
+    """An SVG with the panels side by side, two in a line on one scale of Dice; the same panels give the same text."""
     lines = -(-len(panels) // 2)
     tallest = max(len(panel.rows) for panel in panels)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, lines * (0.34 * tallest + 1.25)), layout="constrained", facecolor="white")
-        axes = figure.subplots(lines, 2, squeeze=False, sharex=True)
+        axes = figure.subplots(lines, 2, squeeze=False, sharex="row")
         for panel, ax in zip(panels, axes.flat, strict=False):
             _draw(ax, panel)
         for ax in axes.flat[len(panels) :]:
@@ -88,7 +89,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
         ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2.0, solid_capstyle="round")
         ax.plot(row.seeds, [y] * len(row.seeds), "o", color="white", markeredgecolor=colour, markersize=4.0, zorder=3)
         ax.plot([row.mean], [y], "D", color=colour, markersize=6.0, zorder=4)
-        ax.annotate(f"{row.mean:.3f}", (row.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5, color=colour)
+        told = ax.annotate(f"{row.mean:.3f}", (row.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+        told.set(color=colour, path_effects=[withStroke(linewidth=3.0, foreground="white")])  # readable across the upright lines
     ax.set_yticks(range(len(panel.rows)), [row.name for row in panel.rows])
     ax.set_ylim(len(panel.rows) - 0.5, -0.7)
     ax.tick_params(axis="y", length=0)
