@@ -338,10 +338,11 @@ def compose() -> None:
         text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
     if {*central()} <= {of for group in done for of in group.jobs}:
         text += ["## Beside published numbers: ACDC, three labelled patients, no federation", "", *published_table(), ""]
-        text += [
-            "Published runs (Yang et al. 2023) are of another size, with many times the steps, and of another split. This program"
-        ]
-        text += ["with `--full` comes nearer to them and asks for a GPU; no such run has been made.", ""]
+        if scale is semi_runs.TWO_CORES:
+            text += [
+                "Published runs (Yang et al. 2023) are of another size, with many times the steps, and of another split. With"
+            ]
+            text += ["`--full` this program comes nearer to them and asks for a GPU; no such run has been made.", ""]
     write_page(scale.page, text, promised)
 
 
