@@ -72,13 +72,14 @@ class Ended:
     """The record of a finished run.
 
     Attributes:
-        settings: SHA-256 of the whole configuration without where the data lie; `sam`: of SAM's weights, where it took part.
+        settings: SHA-256 of the whole configuration without where the data lie, and without SAM's table where SAM took no part;
+            `sam`: of SAM's weights, where it did.
         dice, dice_test, worst_test: of the last assessment, validation and test; None where withheld.
         labels, cases: in the pools at the end; None where withheld.
         curve: (labels, validation Dice, test Dice) of each cycle.
         patients: role to patient (`site/patient`) to mean Dice over classes and volumes, by the final model.
-        trust: by class, how much SAM counted, in [0, 1]: the mean over rounds and sites, and the share of these in which it
-            counted at all. None where it took no part, and in records older than this field.
+        trust: by class, how much SAM counted, in [0, 1]: the mean over the rounds and sites that judged it, and the share of
+            these in which it counted at all. None where it took no part, and in records older than this field.
     """
 
     command: str
@@ -144,6 +145,8 @@ def finished(folder: Path) -> bool:
 def _settings(run: Run) -> str:
     dumped = run.model_dump(mode="json")
     dumped["data"].pop("root")
+    if not run.sam.enabled:
+        dumped["sam"] = None  # what a SAM would do that takes no part
     return hashlib.sha256(json.dumps(dumped).encode()).hexdigest()[:16]  # in order: the order of classes is their number
 
 

@@ -96,6 +96,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             done.helpers,
             reply=numbers,
             settings=plan.model_dump(mode="json"),
+            total_steps=request.total_steps,
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)

@@ -26,7 +26,7 @@ class LocalModels:
     `settings` are those that the round came with, as `Plan.read` takes them; empty in a file of an older version.
     `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: the state dicts of averages (an EMA teacher as the round
     began) and what SAM's teacher keeps, by name, which is a plain word other than "model". `step` is the first of the
-    round, counted over the run.
+    round, counted over the run, which has `total_steps`; 0 in a file of an older version.
     """
 
     run: str
@@ -37,6 +37,7 @@ class LocalModels:
     helpers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     reply: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    total_steps: int = 0
 
     def is_of(self, *, run: str, cycle: int, round: int) -> bool:
         return (self.run, self.cycle, self.round) == (run, cycle, round)
@@ -55,6 +56,7 @@ def save_models(path: Path, models: LocalModels) -> None:
         "cycle": models.cycle,
         "round": models.round,
         "step": models.step,
+        "total_steps": models.total_steps,
         "reply": dict(models.reply),
         "settings": dict(models.settings),
     }
@@ -83,6 +85,7 @@ def load_models(path: Path) -> LocalModels | None:
             helpers=networks,
             reply=about["reply"],
             settings=about.get("settings", {}),
+            total_steps=int(about.get("total_steps", 0)),
         )
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None

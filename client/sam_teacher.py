@@ -22,6 +22,7 @@ from client.sam import Sam, load_sam
 from client.sam_adapt import BATCH, Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
+from configs.schema import Sam as SamSettings
 from strategies.networks import class_map, mean_probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
@@ -112,7 +113,6 @@ class SamTeacher:
         self._has_learned = any(bool((value != 0).any()) for value in learned.values())
         self._generator = torch_generator(plan.seed, site.name, *when, "sam")
         self._calls = 0
-        self._learns_from: list[int] = []
         self.trust = torch.ones(len(plan.classes) + 1)
         """(C + 1,) in [0, 1]: how much SAM counts, by class; full until `meet` says otherwise."""
         self.judges = 0
@@ -127,21 +127,18 @@ class SamTeacher:
 
     @torch.no_grad()
     def meet(self, labelled: Sequence[Case], take: Take) -> None:
-        """See which labelled cases SAM learns from, and set `trust` by what it adds to the specialist's Dice on others.
+        """Set `trust` by what SAM adds to the specialist's Dice on cases that neither has trained on.
 
-        Others are the site's validation patients: no network has trained on them, so specialist and SAM are both met as on
-        an unlabelled image. A site without any compares them on labelled cases that have not taught SAM; the specialist
-        has trained on these, and SAM is trusted too little.
+        These are the site's validation patients: both are met there as on an unlabelled image. A site without any compares
+        them on labelled cases that have not taught SAM; the specialist has trained on these, and SAM is trusted too little.
 
         What SAM has learned must earn its place as well: where the checkpoint's own SAM adds more, that is asked in this
         round. From a few labels a decoder may learn to follow its prompt, and a SAM that repeats the specialist is none.
         """
-        if self._adapter:
-            self._learns_from = taught_by(self._site, labelled)
         if not self._settings.trust:
             return
         held_out = self._site.store.cases("validation")
-        judges = np.arange(len(held_out)) if held_out else np.setdiff1d(np.arange(len(labelled)), self._learns_from)
+        judges = np.arange(len(held_out)) if held_out else np.setdiff1d(np.arange(len(labelled)), self._lessons(labelled))
         show = self._held_out(held_out) if held_out else take
         rng = numpy_rng(self._plan.seed, self._site.name, *self._when, "trust")
         rows = np.sort(rng.permutation(judges)[:TRUST_CASES].astype(np.int64))
@@ -174,13 +171,15 @@ class SamTeacher:
         asked = self.ask(cases, images, teacher_probs)
         return target_from(asked.prompts, asked.masks, asked.kept, asked.probs, trust=self.trust)
 
-    def learn(self, take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Train the adapter on the cases it learns from: the new one, and its mean loss by name; nothing without one."""
-        if not self._adapter or not self._learns_from:
+    def learn(self, labelled: Sequence[Case], take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Train the adapter on those labelled cases that it learns from: the new one, and its mean loss by name; nothing
+        without one."""
+        lessons = self._lessons(labelled)
+        if not lessons:
             return self._adapter, {}
         # a round looks at so many at most; more would be read, and embedded, for nothing
-        order = torch.randperm(len(self._learns_from), generator=self._generator)[: self._settings.adapt_steps * BATCH]
-        cases, images, labels = take([self._learns_from[row] for row in sorted(order.tolist())])
+        order = torch.randperm(len(lessons), generator=self._generator)[: self._settings.adapt_steps * BATCH]
+        cases, images, labels = take([lessons[row] for row in sorted(order.tolist())])
         images, embeddings = self.own_channels(images), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)
@@ -194,6 +193,10 @@ class SamTeacher:
             generator=self._generator,
         )
         return learned, {} if loss is None else {"adapter": [torch.tensor(loss)]}
+
+    def _lessons(self, labelled: Sequence[Case]) -> list[int]:
+        """Rows of the labelled cases that SAM learns from: none where nothing of it is trained."""
+        return taught_by(self._site, labelled) if self._adapter else []
 
     def _held_out(self, held_out: Sequence[Case]) -> Take:
         """From rows of the held-out cases to what `Take` gives of labelled ones."""
@@ -263,6 +266,16 @@ class SamTeacher:
             for step in (-1, 1)
         )
         return 0.5 * probs + 0.25 * (before + behind)
+
+
+def sam_may_count(settings: SamSettings, *, step: int, total_steps: int) -> bool:
+    """Whether SAM may teach in a round that begins at `step` of `total_steps`: not before the specialist has had its start.
+
+    SemiSAM (arXiv 2312.06316) lets SAM count most at first, when the specialist knows least. But whatever takes the place of
+    a poor prediction adds to its Dice, the very box it was asked with as well: no trust can tell then who knows something,
+    and a specialist that learns from its own predictions keeps the shapes that it was told.
+    """
+    return settings.weight > 0 and step >= settings.start * total_steps
 
 
 def taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:

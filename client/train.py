@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.plan import Plan, network_with
-from client.sam_teacher import SAM, SamTeacher
+from client.sam_teacher import SAM, SamTeacher, sam_may_count
 from client.site import Site, Slices
 from strategies.global_model import GlobalModel, parts_of
 from strategies.randomness import derive, numpy_rng, torch_generator
@@ -92,7 +92,8 @@ def train(
     carried = {name: _state(average) for name, average in averages.items()}  # what the next round's average goes on from
     draw = _Draw(site, plan, when, labelled)
     sam = None
-    if plan.sam.enabled and (adapter or (plan.sam.weight > 0 and unlabelled)):
+    may_count = sam_may_count(plan.sam, step=when.step, total_steps=when.total_steps) and bool(unlabelled)
+    if plan.sam.enabled and (adapter or may_count):
         sam = SamTeacher(
             site,
             plan,
@@ -102,11 +103,11 @@ def train(
             slices=draw.slices,
             specialists=[*averages.values()] or [student, *peers.values()],
         )
+    if sam is not None and may_count:
         sam.meet(labelled, draw.labelled)
         if sam.verdict:
             site.log.info(sam.verdict)
-    may_count = plan.sam.weight > 0 and bool(unlabelled)
-    asked = sam is not None and sam.is_trusted and may_count
+    asked = sam is not None and may_count and sam.is_trusted
     learning = [parameter for network in (student, *peers.values()) for parameter in network.parameters()]
     anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay, fused=True)
@@ -135,7 +136,7 @@ def train(
             for name, term in {**terms, "total": total}.items():
                 totals.setdefault(name, []).append(term.detach())
     if sam is not None:
-        adapter, learned = sam.learn(draw.labelled)
+        adapter, learned = sam.learn(labelled, draw.labelled)
         totals |= learned
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
@@ -151,8 +152,8 @@ def train(
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),
-        trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges and may_count else None,
-        judges=sam.judges if sam is not None and may_count else 0,
+        trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges else None,
+        judges=0 if sam is None else sam.judges,
         seconds=time.monotonic() - started,
     )
 

@@ -135,6 +135,9 @@ class Sam(Settings):
     enabled: bool = Field(True, description="whether SAM takes part, with whatever framework")
     checkpoint: str = Field("small", description='"small" (shipped) or the path of an official checkpoint')
     weight: Annotated[float, Field(ge=0)] = Field(0.3, description="mu: weight of the SAM term before its ramp")
+    start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="share of all steps before SAM is asked: beside a specialist that knows little, anything looks like help"
+    )
     every: Positive = Field(1, description="ask SAM at every n-th step only")
     box: bool = Field(True, description="prompt with the box around each component of the prediction")
     positives: Count = Field(1, description="prompt with so many clicks inside it")

@@ -38,6 +38,7 @@ batch_unlabelled = 2
 
 [sam]
 enabled = false
+start = 0.0
 
 [budget]
 cold_start = 2

@@ -23,6 +23,7 @@ def some(**changes: object) -> LocalModels:
         "cycle": 2,
         "round": 3,
         "step": 40,
+        "total_steps": 120,
         "model": {"a.weight": torch.arange(6.0).reshape(2, 3)},
         "helpers": {"teacher": {"a.weight": torch.ones(2, 3)}},
         "reply": {"labelled": 4, "losses": {"total": 0.5}},
@@ -42,7 +43,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, names: tuple[str, ...]) -> Non
     torch.testing.assert_close(back.model, some().model)
     torch.testing.assert_close(back.helpers, helpers)
     assert back.reply == some().reply
-    assert back.step == 40
+    assert (back.step, back.total_steps) == (40, 120)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

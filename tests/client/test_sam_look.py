@@ -146,6 +146,21 @@ def test_where_nothing_was_unlabelled_nobody_is_told_that_sam_counts(trained: Ca
     assert last.startswith("Nothing was unlabelled in that round, so SAM was not asked; its trust would be")
 
 
+def test_before_its_start_nobody_is_told_that_sam_counts(trained: Callable[..., Site]) -> None:
+    site = trained("sam.start=0.25")
+    path = site.workspace / "models" / "local.safetensors"
+    models = load_models(path)
+    assert models is not None
+    save_models(path, replace(models, step=1, total_steps=8))
+    (*_, last) = told(look_at(site, count=1))
+    assert last.startswith(
+        "That round was in the first 25% of the run (sam.start), in which SAM is not asked; its trust would be"
+    )
+    save_models(path, replace(models, step=2, total_steps=8))
+    (*_, last) = told(look_at(site, count=1))
+    assert last.startswith("It counts here by its trust")
+
+
 def test_marks_lie_where_sam_was_asked_however_the_slice_is_turned(trained: Callable[..., Site]) -> None:
     """The tiny volumes are stored x by y and mirrored: their slices are turned to be looked at."""
     site = trained("sam.positives=2", "sam.negatives=2", moved=1)

@@ -254,8 +254,7 @@ def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, 
     cases, take = labelled(made)
     start = {n: torch.from_numpy(a) for n, a in initial_adapter("small", adapt="decoder", rank=4).items()}
     taught = teacher(made, adapter=start)
-    taught.meet(cases, take)
-    taught.learn(take)
+    taught.learn(cases, take)
     (lesson,) = lessons
     assert lesson.embeddings is not None
     assert len(lesson.images) == len(cases) == 4
@@ -284,8 +283,7 @@ def test_learning_goes_on_from_the_checkpoint_with_what_was_learned_added_once(
     learned = {name: 0.1 * torch.randn(value.shape, generator=draws) for name, value in new.items()}
     cases, take = labelled(made)
     taught = teacher(made, adapter=learned)
-    taught.meet(cases, take)
-    taught.learn(take)
+    taught.learn(cases, take)
     (start,) = begun
     expected = load_sam("small", device="cpu").adapted(learned, seed=made[1].seed).parts.state_dict()
     for name, value in start.parts.state_dict().items():

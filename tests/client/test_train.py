@@ -214,6 +214,27 @@ def test_sams_ramp_counts_the_steps_since_the_start_of_the_run(joined: Make, ste
     assert losses["total"] == pytest.approx(losses["supervised"] + 3 * expected * losses["sam"], rel=1e-5)
 
 
+@pytest.mark.parametrize("framework", ["mean_teacher", "unimatch"])
+def test_sam_has_no_part_before_its_start(joined: Make, framework: str) -> None:
+    """The rounds that begin earlier are bit-identical to those without it, whatever it has to say; and it is not judged."""
+    site, plan, weights = joined(*OPEN[:3], f'train.framework="{framework}"', "sam.start=0.5")
+    believing = plan.model_copy(update={"sam": plan.sam.model_copy(update={"trust": False})})
+    off = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
+    for step, begun in ((0, False), (2, False), (3, False), (4, True), (6, True)):
+        when = When(cycle=1, round=1, step=step, total_steps=8)
+        with_sam, plain = (train(site, which, when, weights, helpers={}) for which in (believing, off))
+        assert ("sam" in with_sam.losses) == begun, step
+        assert same(with_sam.model, plain.model) == (not begun), step
+        assert (train(site, plan, when, weights, helpers={}).trust is not None) == begun, step
+
+
+def test_sam_learns_also_before_its_start(joined: Make) -> None:
+    site, plan, weights = joined(*OPEN, "sam.start=0.5", "sam.adapt=decoder", "sam.adapt_steps=1")
+    losses = train(site, plan, NOW, weights, helpers={}).losses
+    assert losses["adapter"] > 0
+    assert "sam" not in losses
+
+
 def test_a_sam_that_adds_nothing_to_patients_of_a_known_mask_leaves_the_round_as_it_is_without(
     joined: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

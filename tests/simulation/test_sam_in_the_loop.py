@@ -41,13 +41,13 @@ def test_who_teaches_sam_does_not_judge_it(
             seen[name]["judged"] |= {case.patient for case in cases}
         return ask(self, cases, images, probs)
 
-    def watched_learn(self: SamTeacher, take: Any) -> Any:
+    def watched_learn(self: SamTeacher, labelled: Any, take: Any) -> Any:
         def watched(rows: Any) -> Any:
             cases, images, labels = take(rows)
             seen[self._site.name]["taught"] |= {case.patient for case in cases}
             return cases, images, labels
 
-        return learn(self, watched)
+        return learn(self, labelled, watched)
 
     monkeypatch.setattr(SamTeacher, "meet", watched_meet)
     monkeypatch.setattr(SamTeacher, "ask", watched_ask)
