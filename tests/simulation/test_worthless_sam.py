@@ -70,8 +70,7 @@ def test_a_sam_costs_no_dice_whatever_it_knows(
 
     without = dice("without", [*shared, "sam.enabled=false"])
     assert without > 0.9
-    harm = {"box": ["sam.trust=false"], "shipped": ["sam.start=0.0"]}
-    if which in harm:
-        harmed = dice(f"{which}, harmful", [*helped, *harm[which]])
-        assert harmed < without - MARGIN, "where it is believed, or asked from the start on, it does harm; else nothing is shown"
+    if which == "box":
+        believed = dice("believed", [*helped, "sam.trust=false"])
+        assert believed < without - MARGIN, "it does harm where it is believed, or nothing is shown here"
     assert dice(which, helped) > without - MARGIN
