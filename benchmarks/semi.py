@@ -59,6 +59,7 @@ local_steps = {steps}
 min_iou = 0.0
 min_agreement = 0.0
 trust = false
+start = 0.0
 [budget]
 cold_start = 16
 """

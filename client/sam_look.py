@@ -19,7 +19,7 @@ from client.faults import SiteFault
 from client.models import LocalModels, load_models
 from client.plan import Plan, network_with
 from client.predict import batches
-from client.sam_teacher import SAM, Asked, SamTeacher, sam_may_count
+from client.sam_teacher import SAM, Asked, SamTeacher
 from client.site import Site, Slices
 from client.upright import Turn, upright
 from configs.schema import Sam
@@ -152,8 +152,8 @@ def look_at(site: Site, *, count: int) -> Looks:
 def _why_unused(plan: Plan, models: LocalModels) -> str:
     if not (plan.sam.enabled and plan.sam.weight > 0):
         return "This run does not ask SAM"
-    if not sam_may_count(plan.sam, step=models.step, total_steps=models.total_steps):
-        return f"That round was in the first {plan.sam.start:.0%} of the run (sam.start), in which SAM is not asked"
+    if not plan.sam.may_count(step=models.step, total_steps=models.total_steps):
+        return f"That round was in the first {100 * plan.sam.start:g} % of training (sam.start), in which SAM is not asked"
     return "" if models.reply.get("unlabelled", 1) else "Nothing was unlabelled in that round, so SAM was not asked"
 
 

@@ -1,4 +1,4 @@
-"""SAM's part in a round: it shows what it can on labelled cases, answers the specialist's prompts, and may learn.
+"""SAM's part in a round: it shows what it can where the truth is known, answers the specialist's prompts, and may learn.
 
 Embeddings are computed once and kept; prompts are decoded in batches at every step. Draws are SAM's own, so that a SAM
 that is not trusted leaves the rest of the round bit-identical.
@@ -22,7 +22,6 @@ from client.sam import Sam, load_sam
 from client.sam_adapt import BATCH, Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
 from client.site import Site, Slices
-from configs.schema import Sam as SamSettings
 from strategies.networks import class_map, mean_probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
@@ -266,16 +265,6 @@ class SamTeacher:
             for step in (-1, 1)
         )
         return 0.5 * probs + 0.25 * (before + behind)
-
-
-def sam_may_count(settings: SamSettings, *, step: int, total_steps: int) -> bool:
-    """Whether SAM may teach in a round that begins at `step` of `total_steps`: not before the specialist has had its start.
-
-    SemiSAM (arXiv 2312.06316) lets SAM count most at first, when the specialist knows least. But whatever takes the place of
-    a poor prediction adds to its Dice, the very box it was asked with as well: no trust can tell then who knows something,
-    and a specialist that learns from its own predictions keeps the shapes that it was told.
-    """
-    return settings.weight > 0 and step >= settings.start * total_steps
 
 
 def taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:

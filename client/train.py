@@ -2,9 +2,10 @@
 
     loss = supervised + λ(t)·consistency + μ·λ(T − t)·SAM + ½·mu_prox·‖w − w_global‖²
 
-where λ(t) is a ramp or a straight line to λmax, as the framework has it. Time t counts the local steps since the start
-of the run and comes with the message, so no ramp starts again at a round. The optimiser is new in every round; what
-learned crosses (student, peer, SAM's adapter), averages (EMA teacher) stay here.
+where λ(t) is a ramp or a straight line to λmax, as the framework has it, and SAM's term begins with the first round after
+`sam.start`. Time t counts the local steps since the start of the run (of the cycle, where each begins anew) and comes with the
+message, so no ramp starts again at a round. The optimiser is new in every round; what learned crosses (student, peer,
+SAM's adapter), averages (EMA teacher) stay here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.plan import Plan, network_with
-from client.sam_teacher import SAM, SamTeacher, sam_may_count
+from client.sam_teacher import SAM, SamTeacher
 from client.site import Site, Slices
 from strategies.global_model import GlobalModel, parts_of
 from strategies.randomness import derive, numpy_rng, torch_generator
@@ -40,8 +41,8 @@ class Trained:
 
     `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: of an average the state that the round began with, as
     what the site's own student did to it since is not kept, and what `SamTeacher` keeps.
-    `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged, or
-    where nothing was left that it could have been asked about.
+    `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged: it
+    takes no part, has not begun yet, or nothing was left that it could have been asked about.
     """
 
     model: State
@@ -92,7 +93,7 @@ def train(
     carried = {name: _state(average) for name, average in averages.items()}  # what the next round's average goes on from
     draw = _Draw(site, plan, when, labelled)
     sam = None
-    may_count = sam_may_count(plan.sam, step=when.step, total_steps=when.total_steps) and bool(unlabelled)
+    may_count = plan.sam.may_count(step=when.step, total_steps=when.total_steps) and bool(unlabelled)
     if plan.sam.enabled and (adapter or may_count):
         sam = SamTeacher(
             site,
@@ -107,6 +108,8 @@ def train(
         sam.meet(labelled, draw.labelled)
         if sam.verdict:
             site.log.info(sam.verdict)
+    elif plan.sam.enabled and unlabelled and plan.sam.weight > 0:
+        site.log.info(f"cycle {when.cycle}, round {when.round}: SAM is not asked before {100 * plan.sam.start:g} % of the steps")
     asked = sam is not None and may_count and sam.is_trusted
     learning = [parameter for network in (student, *peers.values()) for parameter in network.parameters()]
     anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []
@@ -171,10 +174,11 @@ def _weighted(terms: dict[str, Tensor], framework: Framework, plan: Plan, step: 
     """The total loss at time `step`."""
     length, peak = _ramp_length(plan, total_steps), plan.train.consistency_weight * framework.weight
     share = ramp_up(step, length=length)
+    down = min(length, max(1.0, (1 - plan.sam.start) * total_steps))  # or it would begin on its way down
     factors = {
         "supervised": 1.0,
         "consistency": peak * (share if framework.start is None else line(step, total=total_steps, start=framework.start)),
-        "sam": plan.sam.weight * ramp_down(step, total=total_steps, length=length),
+        "sam": plan.sam.weight * ramp_down(step, total=total_steps, length=down),
         "proximal": plan.train.proximal_mu / 2,
     }
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()

@@ -136,7 +136,9 @@ class Sam(Settings):
     checkpoint: str = Field("small", description='"small" (shipped) or the path of an official checkpoint')
     weight: Annotated[float, Field(ge=0)] = Field(0.3, description="mu: weight of the SAM term before its ramp")
     start: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.5, description="share of all steps before SAM is asked: beside a specialist that knows little, anything looks like help"
+        0.5,
+        description="share of the steps before SAM is asked (it begins with the next round); beside a specialist that knows "
+        "little, anything looks like help",
     )
     every: Positive = Field(1, description="ask SAM at every n-th step only")
     box: bool = Field(True, description="prompt with the box around each component of the prediction")
@@ -150,12 +152,23 @@ class Sam(Settings):
     min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
     min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
     trust: bool = Field(
-        True, description="let SAM count, by class, as far as it helps on the site's validation patients (or labelled cases)"
+        True,
+        description="from its start on let SAM count, by class, as far as it helps on the site's validation patients (or "
+        "labelled cases)",
     )
     adapt: Literal["none", "decoder", "lora"] = Field("none", description="what of SAM the federation trains with it")
     adapt_steps: Positive = Field(10, description="steps on the adapter in a round")
     lora_rank: Positive = Field(4, description="rank of the matrices of lora")
     size: Literal["small", "vit_b", "vit_l", "vit_h"] = Field("small", description="size of the SAM that is adapted")
+
+    def may_count(self, *, step: int, total_steps: int) -> bool:
+        """Whether SAM may teach in a round that begins at `step` of `total_steps`: not before the specialist had its start.
+
+        SemiSAM (arXiv 2312.06316) lets SAM count most at first, when the specialist knows least. But whatever takes the place
+        of a poor prediction adds to its Dice, the very box it was asked with as well: no trust can tell then who knows
+        something, and a specialist that learns from its own predictions keeps the shapes that it was told.
+        """
+        return self.weight > 0 and step >= (self.start - 1e-9) * total_steps
 
 
 class Query(Settings):
@@ -249,6 +262,26 @@ class Run(Settings):
             raise ValueError("\n".join(faults))
         return self
 
+    @property
+    def rounds_with_sam(self) -> int:
+        """In how many rounds of the run SAM may count."""
+        if not self.sam.enabled:
+            return 0
+        each, trainings = self.train.rounds_per_cycle, self.federation.cycles  # weights begin anew so many times
+        if self.federation.restart == "continue":
+            each, trainings = each * trainings, 1
+        return trainings * sum(self.sam.may_count(step=round_, total_steps=each) for round_ in range(each))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and surely not meant."""
+        if self.sam.enabled and self.sam.weight > 0 and not self.rounds_with_sam:
+            return [
+                f"SAM has no part in this run, since no round begins at sam.start = {self.sam.start:g} of the steps or later: "
+                "take more rounds or an earlier start, or set sam.enabled = false"
+            ]
+        return []
+
     def _faults_of_data(self) -> Iterator[str]:
         if self.split.test_fraction + self.split.validation_fraction >= 1:
             yield "split.test_fraction + split.validation_fraction must stay below 1: no patient is left to train on"
@@ -275,6 +308,11 @@ class Run(Settings):
             )
         if sam.enabled and sam.adapt != "none" and sam.weight == 0:
             yield 'sam.adapt trains a SAM that sam.weight = 0 never asks: give it a weight, or set sam.adapt = "none"'
+        elif sam.enabled and sam.adapt != "none" and not self.rounds_with_sam:
+            yield (
+                f"sam.adapt trains a SAM that is never asked: no round begins at sam.start = {sam.start:g} of the steps or "
+                'later. Take more rounds, an earlier start, or sam.adapt = "none"'
+            )
         if sam.enabled and sam.adapt != "none" and sam.checkpoint == "small" and sam.size != "small":
             yield f'sam.checkpoint is "small", but sam.size = "{sam.size}": name a checkpoint of that size in sam.checkpoint'
         federation = self.federation

@@ -34,11 +34,14 @@ def check(
     run = load(path, overrides)
     further(run)
     federation, train, budget = run.federation, run.train, run.budget
-    sam = "with SAM" if run.sam.enabled else "without SAM"
-    steps = federation.cycles * train.rounds_per_cycle * train.local_steps
+    rounds = federation.cycles * train.rounds_per_cycle
+    sam = f"with SAM in {run.rounds_with_sam} of {rounds} rounds" if run.sam.enabled else "without SAM"
+    steps = rounds * train.local_steps
     console.print(f"{path} is valid: run {run.name!r}, seed {run.seed}, classes {', '.join(run.classes)}.", highlight=False)
     console.print(
         f"{federation.cycles} cycles of {train.rounds_per_cycle} rounds, {steps} steps a site, {train.framework} {sam}; "
         f"query {run.query.strategy}, {budget.cold_start} cases a site to begin with, {budget.per_cycle} more each cycle.",
         highlight=False,
     )
+    for warning in run.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def simulate(
         try:
             with progress_for(run.name, console) as progress:
                 names = prepare(run, folder, progress=lambda what, done, total: progress.step(what, done=done, total=total))
-            for warning in warnings_of(folder):
+            for warning in (*run.warnings, *warnings_of(folder)):
                 console.print(f"[yellow]warning:[/] {warning}", highlight=False)
             if prepare_only:
                 console.print(
@@ -112,6 +113,12 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
             remove(path)
     elif config.exists():
         before, begun = load(config), is_prepared(folder) or (folder / "history.jsonl").exists()
+        unknown = _unnamed(config.read_text(), before)
+        if unknown and begun:
+            raise RunFolderError(
+                f"{folder} holds a run of an older wardround, which did not know {', '.join(unknown)}, so it would go on as "
+                "another run: choose another folder with --out, start over with --fresh, or go on with that version"
+            )
         if dump(before) != dump(run) and not begun and not resume:  # it failed before there was anything to keep
             for made in (folder / "sites", folder / "data"):
                 if made.exists():
@@ -168,6 +175,18 @@ def _differences(before: Run, after: Run) -> list[str]:
         elif one[table] != other[table]:
             names.append(table)
     return names or ["the order of classes"]
+
+
+def _unnamed(text: str, run: Run) -> list[str]:
+    """Settings of `run` that the configuration it was read from does not name, though it was written whole."""
+    named = tomllib.loads(text)
+    return [
+        f"{table}.{key}"
+        for table, values in tomllib.loads(dump(run)).items()
+        if isinstance(values, dict)
+        for key in values
+        if key not in named.get(table, {})
+    ]
 
 
 def _command(config: Path, overrides: Sequence[str], *, engine: str, out: Path | None) -> str:

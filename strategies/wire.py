@@ -18,7 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
 

@@ -61,6 +61,18 @@ def test_check_says_what_a_configuration_would_run(cli: Cli) -> None:
     assert "4 cycles" in text
 
 
+def test_check_says_in_how_many_rounds_sam_has_a_part(cli: Cli) -> None:
+    options = [option for value in ("federation.cycles=4", "train.rounds_per_cycle=5") for option in ("--set", value)]
+    assert "with SAM in 10 of 20 rounds" in cli("check", "configs/demo.toml", *options)[1]
+    code, text = cli("check", "configs/demo.toml", *options, "--set", "sam.start=0.97")
+    assert code == 0
+    assert "with SAM in 0 of 20 rounds" in text
+    assert "SAM has no part in this run" in text
+    code, text = cli("check", "configs/demo.toml", *options, "--set", "sam.start=0.97", "--set", "sam.adapt=decoder")
+    assert code == 2
+    assert "trains a SAM that is never asked" in text
+
+
 def test_check_tells_all_faults_at_once_without_a_traceback(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('[classes]\na = 1\n[train]\nlocal_stepz = 3\nlearning_rate = -1\n[data]\nformat = "nifti"\n')

@@ -147,16 +147,16 @@ def test_where_nothing_was_unlabelled_nobody_is_told_that_sam_counts(trained: Ca
 
 
 def test_before_its_start_nobody_is_told_that_sam_counts(trained: Callable[..., Site]) -> None:
-    site = trained("sam.start=0.25")
+    site = trained("sam.start=0.125")
     path = site.workspace / "models" / "local.safetensors"
     models = load_models(path)
     assert models is not None
-    save_models(path, replace(models, step=1, total_steps=8))
+    save_models(path, replace(models, step=1, total_steps=16))
     (*_, last) = told(look_at(site, count=1))
     assert last.startswith(
-        "That round was in the first 25% of the run (sam.start), in which SAM is not asked; its trust would be"
+        "That round was in the first 12.5 % of training (sam.start), in which SAM is not asked; its trust would be"
     )
-    save_models(path, replace(models, step=2, total_steps=8))
+    save_models(path, replace(models, step=2, total_steps=16))
     (*_, last) = told(look_at(site, count=1))
     assert last.startswith("It counts here by its trust")
 

@@ -230,9 +230,23 @@ def test_sam_has_no_part_before_its_start(joined: Make, framework: str) -> None:
 
 def test_sam_learns_also_before_its_start(joined: Make) -> None:
     site, plan, weights = joined(*OPEN, "sam.start=0.5", "sam.adapt=decoder", "sam.adapt_steps=1")
-    losses = train(site, plan, NOW, weights, helpers={}).losses
-    assert losses["adapter"] > 0
-    assert "sam" not in losses
+    trained = train(site, plan, NOW, weights, helpers={})
+    assert trained.losses["adapter"] > 0
+    assert "sam" not in trained.losses
+    assert (trained.trust, trained.judges) == (None, 0)
+    off = plan.model_copy(update={"sam": plan.sam.model_copy(update={"enabled": False})})
+    plain = train(site, off, NOW, parts_of(weights).specialist, helpers={})
+    assert same(plain.model, trained.model), "the specialist goes on as without it"
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5, 0.75, 0.875])
+def test_sams_term_is_whole_when_it_begins(joined: Make, start: float) -> None:
+    """A late start must not fall into the ramp down, or it would be a switch that turns SAM off unsaid."""
+    _, plan, _ = joined("sam.enabled=true", "sam.weight=3.0", f"sam.start={start}", labels=0)
+    terms = {"supervised": torch.tensor(10.0), "sam": torch.tensor(1.0)}
+    found = _weighted(terms, FRAMEWORKS["unimatch"], plan, int(8 * start), 8)
+    assert float(found) == pytest.approx(10 + 3)
+    assert float(_weighted(terms, FRAMEWORKS["unimatch"], plan, 8, 8)) == pytest.approx(10 + 3 * math.exp(-5))
 
 
 def test_a_sam_that_adds_nothing_to_patients_of_a_known_mask_leaves_the_round_as_it_is_without(

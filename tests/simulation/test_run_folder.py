@@ -97,6 +97,14 @@ def test_what_a_run_has_made_is_kept_from_another_configuration_also_without_its
     assert (run / "sites" / "north" / "site.db").exists()
 
 
+def test_a_run_of_an_older_version_does_not_go_on_with_defaults_it_did_not_have(tiny_config: Config, tmp_path: Path) -> None:
+    run = simulate(tiny_config(cycles=1), out=tmp_path / "run")
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("start = 0.0\n", ""))
+    with pytest.raises(RunFolderError, match=r"older wardround, which did not know sam\.start"):
+        simulate(tiny_config(cycles=1), ["sam.start=0.5"], out=run, resume=True)
+
+
 def test_a_run_does_not_go_on_with_another_sam(tiny_config: Config, tmp_path: Path) -> None:
     sam = tmp_path / "sam.safetensors"
     state = load_file(SMALL)

@@ -12,9 +12,12 @@ from safetensors.numpy import load_file
 from tests_support import events, of_one_site
 from torch import Tensor
 
+from client.models import load_models
 from client.sam import Sam, load_sam
 from client.sam_teacher import SamTeacher
+from client.site import Site
 from client.store import Store
+from configs.load import load
 from simulation.run import simulate
 
 Config = Callable[..., Path]
@@ -109,6 +112,26 @@ def test_trust_in_sam_is_told_by_class_where_enough_patients_stand_behind_it(tin
         else:
             assert told == [None] * len(told)
         assert ("Trust in SAM by round" in (folder / "report.html").read_text()) == (least == 1)
+
+
+@pytest.mark.parametrize(("restart", "expected"), [("continue", [0, 0, 0, 0, 1, 1, 1, 1]), ("initial", [0, 0, 1, 1, 0, 0, 1, 1])])
+def test_sam_begins_after_its_share_of_the_steps(
+    tiny_data: Path, tiny_config: Config, tmp_path: Path, restart: str, expected: list[int]
+) -> None:
+    """Of the run, or of each cycle that begins anew, as the site knows too."""
+    config = tiny_config(root=str(of_one_site(tiny_data, tmp_path / "data")), rounds_per_cycle=4, cycles=2)
+    options = ("sam.enabled=true", "sam.start=0.5", f"federation.restart={restart}")
+    assert load(config, options).rounds_with_sam == sum(expected)
+    folder = simulate(config, options, out=tmp_path / "run")
+    told = [event["sites"]["north"] for event in events(folder) if event["event"] == "train"]
+    assert [site["sam_trust"] is not None for site in told] == [bool(begun) for begun in expected]
+    with Site(folder / "sites" / "north") as site:
+        log = (site.workspace / "site.log").read_text()
+        assert log.count("SAM is not asked before 50 % of the steps") == expected.count(0)
+        models = load_models(site.workspace / "models" / "local.safetensors")
+        assert models is not None
+        total = 8 * 2 if restart == "continue" else 4 * 2
+        assert (models.step, models.total_steps) == (total - 2, total)
 
 
 def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_has_learned(
