@@ -69,8 +69,8 @@ class SamTeacher:
     Args:
         when: cycle and round.
         adapter: what the federation trained of SAM so far, by name; empty where nothing is trained.
-        cycle_adapter: with `adapt = "lora"`, the adapter that this cycle began with, if another round of it was here:
-            its encoder embeds the images until the cycle ends.
+        cycle_adapter: with `adapt = "lora"`, the adapter that was first asked in this cycle, if a round before this one
+            asked: its encoder embeds the images until the cycle ends.
         slices: where the images of cases come from.
         specialists: whose mean prediction is compared with SAM, the one that SAM is asked with; and who predict slices
             beside the asked ones. Their mode is left as it is.
@@ -103,7 +103,7 @@ class SamTeacher:
             )
         self._adapter = dict(adapter)
         self.kept: dict[str, dict[str, Tensor]] = {}
-        """What must stay at the site until the next round."""
+        """What must stay at the site until the next round, once SAM is asked."""
         learned = adapter
         if plan.sam.adapt == "lora":
             learned = self.kept[SAM] = dict(adapter if cycle_adapter is None else cycle_adapter)

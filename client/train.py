@@ -151,7 +151,8 @@ def train(
             )
     return Trained(
         model=GlobalModel(_state(student), {name: _state(peer) for name, peer in peers.items()}, adapter).arrays,
-        helpers=carried | ({} if sam is None else sam.kept),
+        # before SAM is asked nothing of it is kept: the encoder of a cycle is the one that was first asked in it
+        helpers=carried | (sam.kept if sam is not None and may_count else {}),
         losses=losses,
         labelled=len(labelled),
         unlabelled=len(unlabelled),

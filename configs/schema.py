@@ -122,7 +122,9 @@ class Train(Settings):
         description="factor on the weight of what unlabelled images teach: 0.1 for both mean teachers, 1 for the others; "
         "unimatch begins with 4 times that and comes down to it by the end",
     )
-    ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of all steps in which it ramps up")
+    ramp_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="share of all steps in which that ramps up (unimatch and copy_paste have no ramp), and SAM's weight down"
+    )
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.0, description="FedProx term; 0 is FedAvg")
     augment: bool = Field(True, description="random flips, rotation, scale and intensity")
     flip: bool = Field(True, description="mirror images when augmenting; false where a side tells classes apart")
@@ -147,10 +149,10 @@ class Sam(Settings):
     mask: bool = Field(False, description="prompt with the prediction itself, as a coarse mask")
     beside: bool = Field(False, description="make prompts from the predictions of a slice and of those beside it together")
     min_iou: Fraction = Field(
-        0.5, description="keep a mask only above this predicted IoU; 0 asks for none. The small SAM rates its good masks .5 to .8"
+        0.5, description="keep a mask from this predicted IoU on; 0 asks for none. The small SAM rates its good masks .5 to .8"
     )
-    min_agreement: Fraction = Field(0.6, description="keep a mask only above this Dice with the teacher's component; 0: none")
-    min_stability: Fraction = Field(0.0, description="keep a mask only if moved prompts give it again with this IoU; 0: none")
+    min_agreement: Fraction = Field(0.6, description="keep a mask from this Dice on with the teacher's component; 0: none")
+    min_stability: Fraction = Field(0.0, description="keep a mask if moved prompts give it again with this IoU or more; 0: none")
     trust: bool = Field(
         True,
         description="from its start on let SAM count, by class, as far as it helps on the site's validation patients (or "
@@ -297,6 +299,11 @@ class Run(Settings):
         if self.data.window is not None and self.data.window[1] <= 0:
             yield "data.window is [centre, width], and the width must be above 0"
 
+    @property
+    def _continues(self) -> bool:
+        """Whether a cycle goes on from what an earlier one has learned."""
+        return self.federation.cycles > 1 and self.federation.restart == "continue"
+
     def _faults_of_learning(self) -> Iterator[str]:
         if self.query.strategy.startswith("bald") and self.network.dropout == 0:
             yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
@@ -312,6 +319,12 @@ class Run(Settings):
             yield (
                 f"sam.adapt trains a SAM that is never asked: no round begins at sam.start = {sam.start:g} of the steps or "
                 'later. Take more rounds, an earlier start, or sam.adapt = "none"'
+            )
+        elif sam.enabled and sam.adapt == "lora" and sam.start == 0 and not self._continues:
+            yield (
+                'sam.adapt = "lora" trains an encoder that is never asked: a cycle keeps the one that it asks first, which with '
+                "sam.start = 0 has learned nothing yet where there is one cycle or each begins anew. Give sam.start, take more "
+                'cycles that continue, or sam.adapt = "decoder"'
             )
         if sam.enabled and sam.adapt != "none" and sam.checkpoint == "small" and sam.size != "small":
             yield f'sam.checkpoint is "small", but sam.size = "{sam.size}": name a checkpoint of that size in sam.checkpoint'

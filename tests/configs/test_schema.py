@@ -1,9 +1,10 @@
-"""What settings mean together: in which rounds SAM may count."""
+"""What settings mean together: in which rounds SAM may count, and when what it learns is asked."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,3 +34,28 @@ def test_rounds_with_sam_are_those_of_the_run_or_of_each_cycle(start: float, cyc
     assert bool(run.warnings) == (not any(begun))
     off = run.model_copy(update={"sam": Sam(enabled=False)})
     assert (off.rounds_with_sam, off.warnings) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("start", "cycles", "restart", "asked"),
+    [
+        (0.0, 1, "continue", False),
+        (0.0, 3, "initial", False),
+        (0.0, 3, "continue", True),
+        (0.5, 1, "continue", True),
+        (0.5, 3, "initial", True),
+    ],
+)
+def test_an_encoder_that_learns_but_is_never_asked_is_a_fault(start: float, cycles: int, restart: str, asked: bool) -> None:
+    """A cycle keeps the encoder that it asks first: where that is of the first round of all, it has learned nothing."""
+    federation = {"cycles": cycles, "restart": restart}
+
+    def run(adapt: str) -> Run:
+        return Run.model_validate({"classes": {"a": 1}, "sam": {"start": start, "adapt": adapt}, "federation": federation})
+
+    run("decoder")
+    if asked:
+        run("lora")
+    else:
+        with pytest.raises(ValueError, match="an encoder that is never asked"):
+            run("lora")

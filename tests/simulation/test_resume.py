@@ -62,7 +62,7 @@ SAM_KILLS: list[list[Kill]] = [
 """With a SAM that learns with the federation."""
 
 LORA_KILLS: list[list[Kill]] = [
-    [("client.app:save_models", 2, "before")],  # trained with the encoder that the cycle began with, which has learned since
+    [("client.app:save_models", 3, "before")],  # trained with the encoder that was asked first, which has learned since
 ]
 """With a SAM whose encoder learns; a site keeps the one of the cycle from round to round."""
 
@@ -127,7 +127,8 @@ print("done")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `decoder` and `lora`.
 
-    By one process that imports once and forks for each. With lora a single site, and a single cycle of two rounds.
+    By one process that imports once and forks for each. With lora a single site, and a single cycle of three rounds,
+    of which the second is the first that asks SAM.
     """
     root = tmp_path_factory.mktemp("killed")
     plain = TINY.format(root=tiny_data)
@@ -135,6 +136,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     decoder = plain.replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
     decoder = decoder.replace("[sam]\nenabled = false\n", sam.format(adapt="decoder"))
     lora = TINY.format(root=of_one_site(tiny_data, root / "data")).replace("cycles = 2", "cycles = 1")
+    lora = lora.replace("rounds_per_cycle = 2", "rounds_per_cycle = 3").replace("start = 0.0", "start = 0.3")
     lora = lora.replace("[sam]\nenabled = false\n", sam.format(adapt="lora") + "trust = false\n")
     configurations = {
         "plain": (plain, KILLS),

@@ -153,3 +153,25 @@ def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_
     assert [site["unlabelled"] for site in trained] == [10, 10, 10, 10], "two steps of a round see all"
     assert list(embedded.values()) == [10, 10], "one encoder in each cycle"
     assert load_sam("small", device="cpu").fingerprint not in embedded
+
+
+@pytest.mark.parametrize("restart", ["continue", "initial"])
+def test_a_cycle_asks_the_encoder_that_has_learned_until_sams_start(
+    tiny_data: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str
+) -> None:
+    """Also where every cycle begins with an encoder that has learned nothing, as the only one does."""
+    embedded: Counter[str] = Counter()
+    encode = Sam.encode
+
+    def watched(self: Sam, images: Tensor) -> Tensor:
+        embedded[self.fingerprint] += len(images)
+        return encode(self, images)
+
+    monkeypatch.setattr(Sam, "encode", watched)
+    cycles = {"continue": 1, "initial": 2}[restart]
+    root = str(of_one_site(tiny_data, tmp_path / "data"))
+    config = tiny_config(root=root, batch_unlabelled=5, per_cycle=0, rounds_per_cycle=3, cycles=cycles)
+    options = ("sam.enabled=true", 'sam.adapt="lora"', "sam.adapt_steps=1", "sam.min_iou=0.0", "sam.min_agreement=0.0")
+    simulate(config, (*options, "sam.trust=false", "sam.start=0.3", f"federation.restart={restart}"), out=tmp_path / "run")
+    assert list(embedded.values()) == [10] * cycles, "one encoder in each cycle, though it learns in the last round too"
+    assert load_sam("small", device="cpu").fingerprint not in embedded

@@ -153,6 +153,17 @@ def test_only_the_largest_component_of_each_class_is_believed_and_the_others_are
     assert labels.max() == 3, "what came in is left alone"
 
 
+def test_pseudo_labels_hold_the_largest_component_alone() -> None:
+    probs = torch.zeros(1, 2, 32, 32)
+    probs[:, 0] = 0.4
+    probs[:, 1, 4:16, 4:16] = probs[:, 1, 24:28, 24:28] = 0.6
+    batch = Batch(torch.rand(1, 1, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64), torch.rand(1, 1, 32, 32))
+    (labels,) = pseudo_labels(probs, batch)
+    assert (labels[4:16, 4:16] == 1).all()
+    assert (labels[24:28, 24:28] == IGNORE).all()
+    assert int((labels != 0).sum()) == 12 * 12 + 4 * 4
+
+
 def test_pseudo_labels_are_warped_and_what_the_warp_brings_in_is_ignored() -> None:
     drawn = generator(2)
     warp = draw_warp(4, size=(32, 32), generator=drawn)

@@ -125,6 +125,15 @@ def test_the_order_of_images_does_not_matter(order: list[int]) -> None:
     assert torch.allclose(trust_from(shown[order], [patients[i] for i in order]), trust_from(shown, patients), atol=1e-6)
 
 
+def test_a_class_is_trusted_for_what_was_shown_of_it_alone() -> None:
+    """What SAM adds to one class is no reason to follow it in another, which it harms."""
+    helped, harmed = torch.full((4, 1), 0.2), torch.full((4, 1), -0.2)
+    trust = trust_from(torch.cat([helped, harmed], dim=1), list("abcd"))
+    assert trust[0] == trust[2] == 0
+    assert torch.equal(trust[1:2], trust_from(helped, list("abcd"))[1:])
+    assert float(trust[1]) > 0.5
+
+
 def test_rows_and_patients_must_match() -> None:
     with pytest.raises(ValueError, match="2 rows of advantages for 1 patients"):
         trust_from(torch.zeros(2, 1), ["a"])
