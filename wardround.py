@@ -99,7 +99,9 @@ def pretrain_sam(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and images")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16: quicker where the processor has it")] = False,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="The image encoder in bfloat16: quicker where the processor has it")
+    ] = False,
     start: Annotated[str, typer.Option(help='Weights to start from: a file, or "small" for the shipped ones')] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint")] = False,
 ) -> None:

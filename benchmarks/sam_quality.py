@@ -6,7 +6,10 @@ the ellipse knows less about the image than the box does. No SAM shipped here ha
 the shipped one is trained and asked was chosen while looking at every fifth and every sixth case, so that with all cases
 the figures of the others stand beside ("untouched").
 
-    WARDROUND_DATA=... python benchmarks/sam_quality.py [--checkpoint small] [--every 1] [--multimask]
+Every slice comes to SAM at the 128 px of the small one, whatever its size: an official SAM of 1024 px sees that picture
+enlarged, as it does in a federation that works at that size.
+
+    WARDROUND_DATA=... python benchmarks/sam_quality.py [--checkpoint small] [--every 1] [--multimask] [--device auto]
 
 The last line is one JSON object: name, figures, goal, met.
 """
@@ -164,12 +167,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take every n-th case only")
     parser.add_argument("--multimask", action="store_true", help="take the best rated of the three masks")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA when it is there")
     options = parser.parse_args()
     data = os.environ.get("WARDROUND_DATA")
     if not data:
         sys.exit("WARDROUND_DATA is not set: it names the folder that holds acdc/, hippocampus/ and sts_mr_dicom/")
     torch.set_num_threads(options.threads)
-    sam = load_sam(options.checkpoint, device="cpu")
+    gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    sam = load_sam(options.checkpoint, device="cuda" if gpu else "cpu")
     print(f"{'structure':<18}{'slices':>8}{'box':>8}{'ellipse':>9}{'SAM':>8}")
     figures = {}
     for structure in STRUCTURES:

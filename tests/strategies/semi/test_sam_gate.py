@@ -54,6 +54,12 @@ def test_the_gate_keeps_what_it_says_and_nothing_else(iou: float, answer: Tensor
     assert got.tolist() == [kept]
 
 
+def test_what_is_asked_for_exactly_is_enough() -> None:
+    half, third = square(0, 0, 4, 4), square(0, 2, 4, 6)  # Dice 16/32, IoU 8/24 with each other
+    asked = {"min_iou": 0.5, "min_agreement": 0.5, "min_stability": 1 / 3}
+    assert gate(half[None], third[None], torch.tensor([0.5]), third[None], **asked).tolist() == [True]
+
+
 @pytest.mark.parametrize("left_out", ["min_iou", "min_agreement", "min_stability"])
 def test_each_question_can_be_left_out_alone(left_out: str) -> None:
     """Three masks that each fail one question only: leaving that one out keeps its mask and no other."""
