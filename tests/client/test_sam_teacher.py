@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     def decode(self: Sam, embeddings: Tensor, prompts: Prompts, **how: Any) -> tuple[Tensor, Tensor]:
         told.prompts.append(prompts)
         told.how.append(how)
-        return torch.where(told.masks(prompts), 4.0, -4.0), told.iou(prompts)
+        return torch.where(told.masks(prompts), 0.25, -0.25), told.iou(prompts)  # of logits, not probabilities
 
     monkeypatch.setattr(Sam, "encode", lambda self, images: torch.zeros(len(images), *self.embedding_shape))
     monkeypatch.setattr(Sam, "decode", decode)
@@ -327,6 +328,15 @@ def test_each_of_the_gates_questions_is_asked_alone_and_what_fails_leaves_no_tra
         target = teacher(changed(made, **{question: least})).target(*in_the_middle(made), prediction())
         assert set(target.classes.unique().tolist()) == counted, least
         assert (target.classes[0][FIRST] == 1).all()
+
+
+def test_a_mask_is_judged_by_the_iou_of_its_own_prompt_and_not_of_the_moved_one(joined: Make, answers: Answers) -> None:
+    made = changed(joined(*OPEN, labels=0), min_iou=0.5, min_stability=0.5)
+    cases, images = in_the_middle(made)
+    for rated in ([0.9, 0.1], [0.1, 0.9]):
+        given = torch.tensor(rated).repeat_interleave(2)  # two prompts, and the same ones moved
+        answers.iou = Mock(return_value=given)
+        assert teacher(made).ask(cases, images, prediction()).kept.tolist() == (given[:2] > 0.5).tolist()
 
 
 def test_what_sam_says_counts_by_the_trust_in_the_class_and_is_not_asked_without(joined: Make, answers: Answers) -> None:
