@@ -320,7 +320,7 @@ class Run(Settings):
                 f"sam.adapt trains a SAM that is never asked: no round begins at sam.start = {sam.start:g} of the steps or "
                 'later. Take more rounds, an earlier start, or sam.adapt = "none"'
             )
-        elif sam.enabled and sam.adapt == "lora" and sam.start == 0 and not self._continues:
+        elif sam.enabled and sam.adapt == "lora" and sam.may_count(step=0, total_steps=1) and not self._continues:
             yield (
                 'sam.adapt = "lora" trains an encoder that is never asked: a cycle keeps the one that it asks first, which with '
                 "sam.start = 0 has learned nothing yet where there is one cycle or each begins anew. Give sam.start, take more "

@@ -134,18 +134,24 @@ def test_sam_begins_after_its_share_of_the_steps(
         assert (models.step, models.total_steps) == (total - 2, total)
 
 
-def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_has_learned(
-    tiny_data: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A trained encoder's embeddings are worth what they cost only if they last for a cycle, and only if they are renewed."""
-    embedded: Counter[str] = Counter()
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many images each encoder was shown, by its fingerprint."""
+    shown: Counter[str] = Counter()
     encode = Sam.encode
 
     def watched(self: Sam, images: Tensor) -> Tensor:
-        embedded[self.fingerprint] += len(images)
+        shown[self.fingerprint] += len(images)
         return encode(self, images)
 
     monkeypatch.setattr(Sam, "encode", watched)
+    return shown
+
+
+def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_has_learned(
+    tiny_data: Path, tiny_config: Config, tmp_path: Path, embedded: Counter[str]
+) -> None:
+    """A trained encoder's embeddings are worth what they cost only if they last for a cycle, and only if they are renewed."""
     config = tiny_config(root=str(of_one_site(tiny_data, tmp_path / "data")), batch_unlabelled=5, per_cycle=0)
     options = ("sam.enabled=true", 'sam.adapt="lora"', "sam.adapt_steps=1", "sam.min_iou=0.0", "sam.min_agreement=0.0")
     folder = simulate(config, (*options, "sam.trust=false"), out=tmp_path / "run")
@@ -157,17 +163,9 @@ def test_an_image_is_embedded_once_in_a_cycle_and_again_in_the_next_by_what_sam_
 
 @pytest.mark.parametrize("restart", ["continue", "initial"])
 def test_a_cycle_asks_the_encoder_that_has_learned_until_sams_start(
-    tiny_data: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str
+    tiny_data: Path, tiny_config: Config, tmp_path: Path, embedded: Counter[str], restart: str
 ) -> None:
     """Also where every cycle begins with an encoder that has learned nothing, as the only one does."""
-    embedded: Counter[str] = Counter()
-    encode = Sam.encode
-
-    def watched(self: Sam, images: Tensor) -> Tensor:
-        embedded[self.fingerprint] += len(images)
-        return encode(self, images)
-
-    monkeypatch.setattr(Sam, "encode", watched)
     cycles = {"continue": 1, "initial": 2}[restart]
     root = str(of_one_site(tiny_data, tmp_path / "data"))
     config = tiny_config(root=root, batch_unlabelled=5, per_cycle=0, rounds_per_cycle=3, cycles=cycles)
