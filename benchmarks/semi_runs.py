@@ -248,9 +248,8 @@ def groups(parts: Sequence[str]) -> list[Group]:
     if not screened():
         return []
     final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1), Group(also_asked(), scale.fewer)]
-    last = [Group(central(), scale.fewer)] if "central" in parts else []
-    last += [Group(worthless_again(), scale.fewer)] if "final" in parts else []
-    return [*(final if "final" in parts else ()), *last]
+    final.append(Group(worthless_again(), scale.fewer))
+    return [*(final if "final" in parts else ()), *([Group(central(), scale.fewer)] if "central" in parts else ())]
 
 
 def read_groups() -> list[Group]:
