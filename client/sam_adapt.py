@@ -21,8 +21,9 @@ from strategies.records import Case
 from strategies.sam_adapters import effective
 from strategies.sam_losses import answer_losses
 from strategies.sam_parts import to_pixels
+from strategies.sam_rough import rough_logits
 from strategies.semi.losses import IGNORE
-from strategies.semi.prompts import Prompts, jittered, mask_prompts, prompts_from
+from strategies.semi.prompts import Prompts, jittered, prompts_from
 
 BATCH = 8
 """Images in a step."""
@@ -127,10 +128,7 @@ def _loss(
     prompts, masks = prompts.select(there), masks[there]
     size = (probs.shape[-2], probs.shape[-1])
     moved = jittered(prompts, size=size, generators=[generator] * len(probs), share=JITTER).to(sam.device)
-    coarse = None
-    if settings.mask:  # an earlier, coarser answer: the truth seen through a blur
-        blurred = F.avg_pool2d(probs, 3, stride=1, padding=1, count_include_pad=False)  # what is 2 px wide must outlast it
-        coarse = sam.coarse(mask_prompts(prompts, blurred))
+    coarse = _earlier_answers(masks, generator, side=4 * sam.size.grid).to(sam.device) if settings.mask else None
     clicks = moved.points.shape[1] > 0
     logits, iou = functional_call(
         sam.parts,
@@ -145,3 +143,12 @@ def _loss(
     )
     loss, _ = answer_losses(logits, iou, masks.float().to(sam.device), prompts.boxes.to(sam.device) * scale)
     return loss
+
+
+def _earlier_answers(masks: Tensor, generator: torch.Generator, *, side: int) -> Tensor:
+    """What a specialist might have said of `masks` (P, S, S) before it asked: logits (P, 1, side, side) on the CPU.
+
+    Had it seen nothing of an object, it would not have asked: where nothing is left, all logits are raised until some is.
+    """
+    rough = rough_logits(masks.float().cpu(), generator, side=side)
+    return rough + F.relu(1 - rough.amax((1, 2, 3), keepdim=True))

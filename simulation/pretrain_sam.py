@@ -35,12 +35,13 @@ from client.sam_checkpoint import digest, path_of, read
 from configs.files import locked, write_bytes, write_text
 from simulation.pretrain_recipe import PretrainFault, Recipe, checkpoint_of, read_checkpoint, write_checkpoint
 from simulation.sam_exam import Marks, examine
-from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, rough_logits, sketch_loss
+from simulation.sam_lessons import Asked, ask, asks_anything, corrections, grouping_loss, sketch_loss
 from simulation.sam_picture import picture
 from simulation.sam_shapes import Scenes, draw
 from simulation.sam_start import initialise
 from strategies.sam_losses import answer_losses, true_iou
 from strategies.sam_parts import SIZES, Parts, predict, to_pixels
+from strategies.sam_rough import rough_logits
 
 RATING_STEPS = 200
 """On the IoU head alone, in a run of no other steps."""

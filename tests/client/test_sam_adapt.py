@@ -17,7 +17,7 @@ from client.sam_adapt import JITTER, Lesson, fold, train_adapter
 from configs.schema import Sam as Settings
 from strategies.records import Case
 from strategies.sam_adapters import initial_adapter
-from strategies.sam_losses import answer_losses
+from strategies.sam_losses import answer_losses, true_iou
 from strategies.sam_parts import Parts
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
@@ -184,6 +184,31 @@ def test_it_is_never_taught_to_answer_with_nothing(small: Sam, monkeypatch: pyte
     assert max(float(each.sum((1, 2)).max()) for each in masks) > 70, "the line of three pixels, at three quarters of its size"
     assert (len(coarse) > 0) is mask
     assert all((each.flatten(1).max(1).values > 0).any() for each in coarse)
+
+
+def test_the_coarse_mask_is_no_copy_of_the_truth(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that is given the truth learns to repeat its prompt; a specialist's masks are off by more than a blur."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    coarse: list[Tensor] = []
+    loss, forward = answer_losses, Parts.forward
+
+    def watched(logits: Tensor, iou: Tensor, truth: Tensor, boxes: Tensor) -> Any:
+        pairs.append((coarse.pop(), truth))
+        return loss(logits, iou, truth, boxes)
+
+    def seen(self: Parts, embeddings: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        coarse.append(how["mask_logits"])
+        return forward(self, embeddings, **how)
+
+    monkeypatch.setattr(sam_adapt, "answer_losses", watched)
+    monkeypatch.setattr(Parts, "forward", seen)
+    settings, start = new("decoder")
+    how = settings.model_copy(update={"adapt_steps": 8, "mask": True})
+    train_adapter(small, start, lesson(small, embedded=True), how, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
+    iou = torch.cat([true_iou(given, truth)[:, 0] for given, truth in pairs])
+    assert 0.4 < iou.mean() < 0.9, "through a blur of three pixels it would be .99"
+    assert (iou > 0.2).float().mean() > 0.8, "they are about the right object"
+    assert len({given.sum().item() for given, _ in pairs}) == len(pairs), "and never twice the same"
 
 
 def test_a_lesson_of_nothing_that_sam_could_see_changes_nothing(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
