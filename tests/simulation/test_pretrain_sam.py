@@ -115,6 +115,26 @@ def test_without_steps_the_ratings_alone_are_trained_on_answers_as_they_are_give
     assert tempered == [False, True], "all else learns from the decoder's own answers"
 
 
+def test_lessons_are_of_boxes_and_of_clicks_alone_and_later_of_a_mask_to_improve_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, bool, bool]] = []
+
+    def watched(*given: Any, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append((how["boxes"] is not None, bool((how["point_labels"] >= 0).any()), how["mask_logits"] is not None))
+        return predict(*given, **how)
+
+    monkeypatch.setattr("simulation.pretrain_sam.predict", watched)
+    done = [(now.step, len(asked)) for now in training(tmp_path / "sam.safetensors", steps=20, batch=2, every=1)]
+    lessons = [asked[since:until] for (_, since), (_, until) in zip([(0, 0), *done], done, strict=False)]
+    assert [len(lesson) for lesson in lessons] == [1] * 14 + [2] * 6, "a second pass in the last three tenths"
+    boxes = [lesson[0][0] for lesson in lessons]
+    assert {True, False} == set(boxes)
+    assert sum(boxes) > 10
+    assert all(clicks for (box, clicks, _), *_ in lessons if not box)
+    assert all(not first[2] and all(mask for _, _, mask in second) for first, *second in lessons)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "sam.safetensors"
     run = training(out, steps=4, batch=1, every=1, save_every=1)

@@ -1,8 +1,9 @@
 """Synthetic scenes: reproducible, in range, and as varied as the objects that a prompt may mean."""
 
 import torch
+from torch.nn import functional as F
 
-from simulation.sam_shapes import OBJECTS, _deceptions, _Random, _room_beside, draw
+from simulation.sam_shapes import OBJECTS, PAIRS, _deceptions, _image, _noise, _paint, _Random, _room_beside, _shapes, draw
 
 
 def generator(seed: int) -> torch.Generator:
@@ -102,3 +103,49 @@ def test_brightness_ends_elsewhere_than_the_outline_in_some_objects_alone() -> N
     assert 0.02 < outwards < 0.25
     assert deceived.min() >= -4  # no bright spots far from the object
     assert ((deceived == 0).flatten(2).all(2)).float().mean() > 0.4
+
+
+def test_some_objects_are_walls_around_a_lumen() -> None:
+    depth = _shapes(_Random(generator(0), 64, 64, 0.0))[0].reshape(64, PAIRS, 2, 64, 64)
+    flesh, lumen = depth[:, :, 0] > 0, depth[:, :, 1] > 0
+    assert 0.1 < lumen.flatten(2).any(2).float().mean() < 0.3
+    assert not (flesh & lumen).any()
+    grown = F.max_pool2d(lumen.float(), 3, stride=1, padding=1) > 0
+    border = grown & ~lumen
+    assert flesh[border].float().mean() > 0.85, "hardly a gap in the wall"
+
+
+def test_objects_are_textured_but_when_they_are_easy() -> None:
+    def roughness(ease: float) -> float:
+        """Typical spread of brightness deep in an object, spots and soft borders apart."""
+        rng = _Random(generator(4), 64, 64, ease)
+        depth = torch.full((64, OBJECTS, 64, 64), -50.0)
+        depth[:, 0, 8:56, 8:56] = 50.0
+        canvas, _ = _paint(rng, depth, torch.zeros_like(depth), torch.zeros(64, OBJECTS))
+        return float(canvas[:, 24:40, 24:40].flatten(1).std(1).quantile(0.8))
+
+    assert roughness(0.0) > 0.04
+    assert roughness(0.0) > 1.5 * roughness(1.0)
+
+
+def test_noise_is_that_of_scanners_and_ends_with_ease() -> None:
+    """About air (0) and tissue (0.5): Gaussian noise falls below 0, Rician lies above, speckle leaves air alone."""
+    picture = torch.zeros(400, 1, 32, 32)
+    picture[..., 16:] = 0.5
+    noisy = _noise(_Random(generator(1), 400, 32, 0.0), picture, share=1.0)
+    air, tissue = noisy[..., :16].flatten(1), noisy[..., 16:].flatten(1)
+    gaussian, speckle = (air < 0).any(1), (air == 0).all(1)
+    rician = ~gaussian & ~speckle
+    for kind, share in ((gaussian, 0.4), (rician, 0.4), (speckle, 0.2)):
+        assert abs(kind.float().mean() - share) < 0.1
+        assert tissue[kind].std(1).max() > 0.05
+    assert air[rician].mean(1).max() > 0.08, "the magnitude of noise is not 0"
+    assert air[gaussian].mean(1).abs().max() < 0.03
+    assert torch.equal(_noise(_Random(generator(1), 400, 32, 1.0), picture, share=1.0), picture)
+
+
+def test_pictures_are_shaded_from_one_side_to_another() -> None:
+    board = (torch.arange(64)[:, None] // 8 + torch.arange(64) // 8) % 2 * 0.4 + 0.3
+    scenes, _ = _image(_Random(generator(2), 64, 64, 1.0), board.expand(64, 64, 64), torch.zeros(64, 64, 64, dtype=torch.int64))
+    quarters = F.avg_pool2d(scenes, 32).flatten(1)
+    assert ((quarters.amax(1) - quarters.amin(1)) > 0.1).float().mean() > 0.2
