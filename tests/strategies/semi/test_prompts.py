@@ -84,6 +84,9 @@ def test_specks_and_components_beyond_the_most_are_dropped() -> None:
     assert prompts_from(probs, padding_px=0, max_components=9, min_area_px=16).boxes[:, 0].tolist() == [7, 34, 56]
     assert prompts_from(probs, padding_px=0, max_components=2, min_area_px=16).boxes[:, 0].tolist() == [7, 34]
     assert len(prompts_from(probs, min_area_px=1000)) == 0
+    assert len(prompts_from(probs, max_components=9, min_area_px=1)) == 4
+    assert len(prompts_from(probs, max_components=9)) == 3, "specks are dropped where nothing is said"
+    assert len(prompts_from(probs)) == 2, "and two are kept"
 
 
 def test_outside_clicks_need_confidence_that_the_pixel_is_not_of_the_class() -> None:
