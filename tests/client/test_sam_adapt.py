@@ -18,7 +18,7 @@ from configs.schema import Sam as Settings
 from strategies.records import Case
 from strategies.sam_adapters import initial_adapter
 from strategies.sam_losses import answer_losses, true_iou
-from strategies.sam_parts import Parts
+from strategies.sam_parts import SIZES, Parts
 from strategies.semi.losses import IGNORE
 from strategies.semi.prompts import prompts_from
 
@@ -83,6 +83,34 @@ def test_what_is_learned_shows_and_the_checkpoint_stays(small: Sam, adapt: str) 
     assert torch.equal(plain, new_one)
     assert adapt == "lora" or _dice(other, prompts.components) > 0.93 > _dice(plain, prompts.components) + 0.02
     assert (adapted.fingerprint == small.fingerprint) is (adapt == "decoder"), "embeddings of another encoder are others"
+
+
+def test_the_official_sam_learns_too() -> None:
+    """At its own size and 1024 px, random weights, with one block of its encoder, since the others are more of it."""
+    torch.manual_seed(0)
+    parts = Parts(SIZES["vit_b"])
+    parts.image_encoder.blocks = parts.image_encoder.blocks[:1]
+    large = Sam(parts.eval().requires_grad_(False), size="vit_b", device=torch.device("cpu"), fingerprint="of no file")
+    labels = torch.zeros(1, SIDE, SIDE, dtype=torch.int64)
+    labels[0, 20:44, 16:40] = 1
+    images = torch.full((1, 1, SIDE, SIDE), 0.2) + 0.5 * labels[:, None]
+    for adapt, embedded in (("decoder", True), ("lora", False)):
+        every = initial_adapter("vit_b", adapt=adapt, rank=4)
+        assert adapt == "decoder" or [array.shape for array in every.values()] == [(3 * 768, 4)] * 12
+        start = {n: torch.from_numpy(a) for n, a in every.items() if embedded or ".blocks.0." in n}
+        embeddings = torch.randn(1, *large.embedding_shape) if embedded else None
+        how = Settings(adapt=adapt, adapt_steps=1, positives=1, negatives=1)
+        learned, loss = train_adapter(
+            large, start, Lesson(images, labels, embeddings), how, classes=1, seed=1, generator=torch.Generator().manual_seed(0)
+        )
+        assert loss is not None
+        assert all(value.isfinite().all() for value in learned.values())
+        assert any((value != 0).any() for value in learned.values())
+        adapted = large.adapted(learned, seed=1)
+        part = {"decoder": "mask_decoder", "lora": "image_encoder"}[adapt]
+        before, after = large.parts.state_dict(), adapted.parts.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert {name.split(".")[0] for name in changed} == {part}
 
 
 def test_training_repeats(small: Sam) -> None:
