@@ -1,13 +1,21 @@
 """Pixel maps of uncertainty: probabilities of one or several passes in, one number a pixel out. Higher is less certain.
 
 Every function takes probabilities (M, B, C+1, H, W): M passes or committee members, B cases, softmax over axis 2,
-values in [0, 1]; and returns (B, H, W) float32. NaN in is NaN out: `Scores` refuses it with the case's id.
+values in [0, 1]; and returns (B, H, W) float32. NaN in is NaN out: `Scores` refuses it with the case's id. A case's score is
+the mean over its pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from strategies.query.choose import top
+from strategies.query.reduce import mean_over_pixels
+from strategies.query.strategy import Columns, Seen, Strategy
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -28,6 +36,34 @@ def bald(probabilities: Tensor) -> Tensor:
     return disagreement.clamp(min=0)  # rounding may leave it just below 0, which power sampling refuses
 
 
+def least_confidence(probabilities: Tensor) -> Tensor:
+    """1 − max_c p̄_c: 0 where the mean prediction is sure, 1 − 1/(C+1) where all classes are equal."""
+    return 1 - _passes(probabilities).mean(dim=0).amax(dim=1)
+
+
+def margin(probabilities: Tensor) -> Tensor:
+    """1 − (p̄₍₁₎ − p̄₍₂₎), the two most probable classes: 0 where one is sure, 1 where they are level."""
+    first, second = _passes(probabilities).mean(dim=0).topk(2, dim=1).values.unbind(dim=1)
+    return 1 - (first - second)
+
+
+def vote_entropy(probabilities: Tensor) -> Tensor:
+    """−Σ_c (V_c/M) ln(V_c/M), V_c of the M members voting for class c (Dagan and Engelson 1995): from 0 to ln min(M, C+1).
+
+    Raises:
+        ValueError: there is only one member, who always agrees with itself.
+    """
+    probabilities = _passes(probabilities)
+    if len(probabilities) < 2:
+        raise ValueError(
+            'vote_entropy compares members, and there is only one: set query.passes to 2 or more, or query.model = "both"'
+        )
+    shares = torch.zeros_like(probabilities[0])
+    for member in probabilities:
+        shares.scatter_add_(1, member.max(dim=1, keepdim=True).indices, torch.full_like(shares[:, :1], 1 / len(probabilities)))
+    return _entropy(shares) + 0 * probabilities.sum((0, 2))  # a NaN is nobody's vote and must stay one
+
+
 def _passes(probabilities: Tensor) -> Tensor:
     if probabilities.ndim != 5:
         shape = tuple(probabilities.shape)
@@ -39,3 +75,42 @@ def _entropy(probabilities: Tensor) -> Tensor:
     """−Σ_c p_c ln p_c over the class axis, the third from the end; 0 ln 0 is 0."""
     total: Tensor = torch.special.entr(probabilities).sum(dim=-3)
     return total
+
+
+def by_pixels(
+    name: str, pixel: Callable[[Tensor], Tensor], *, why: str, source: str, passes: int = 1, cost: str = "one forward pass"
+) -> Strategy:
+    """The strategy that takes the cases with the highest mean of a pixel map."""
+
+    def look(seen: Seen) -> Columns:
+        return {"values": mean_over_pixels(pixel(seen.probabilities), seen.inside)}
+
+    return Strategy(name, source, partial(top, why=why), look=look, passes=passes, why=why, cost=cost)
+
+
+LEAST_CONFIDENCE = by_pixels(
+    "least_confidence",
+    least_confidence,
+    why="the model trusts its own answer least here: mean doubt",
+    source="Wang et al. 2024 (survey)",
+)
+MARGIN = by_pixels(
+    "margin", margin, why="two answers are level here: mean closeness", source="Scheffer et al. 2001; Wang et al. 2024 (survey)"
+)
+ENTROPY = by_pixels("entropy", entropy, why="the model is unsure here: mean entropy", source="Wang et al. 2024 (survey)")
+BALD = by_pixels(
+    "bald",
+    bald,
+    why="the model contradicts itself here: mean disagreement",
+    source="Houlsby et al. 2011; Gal et al. 2017",
+    passes=8,
+    cost="query.passes forward passes with dropout",
+)
+VOTE_ENTROPY = by_pixels(
+    "vote_entropy",
+    vote_entropy,
+    why="a committee is divided here: mean vote entropy",
+    source="Dagan and Engelson 1995",
+    passes=8,
+    cost="query.passes forward passes with dropout",
+)

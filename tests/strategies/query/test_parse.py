@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from strategies.query import STRATEGIES, parse_query, query_names
+from strategies.query import STRATEGIES, Model, Seen, parse_query, query_names
+from strategies.records import Scores
 
 
 def test_every_name_parses_to_itself() -> None:
@@ -18,30 +20,51 @@ def test_both_randoms_come_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "passes", "pixel", "features", "foreground"),
+    ("name", "passes", "columns"),
     [
-        ("random", 1, False, False, False),
-        ("random_fg", 1, False, False, True),
-        ("entropy", 1, True, False, False),
-        ("entropy+power", 1, True, False, False),
-        ("bald", 5, True, False, False),
-        ("bald+stochastic", 5, True, False, False),
-        ("coreset", 1, False, True, False),
+        ("random_fg", 1, {"foreground"}),
+        ("entropy", 1, {"values"}),
+        ("entropy+power", 1, {"values"}),
+        ("bald", 5, {"values"}),
+        ("vote_entropy+stochastic", 5, {"values"}),
+        ("entropy+balanced", 1, {"values", "predicted_pixels"}),
+        ("coreset", 1, {"features"}),
+        ("badge+cap", 1, {"features"}),
+        ("clasp_pe", 1, {"values", "by_class"}),
+        ("feal", 1, {"values", "features"}),
+        ("logo", 1, {"values", "features"}),
+        ("kafal", 1, {"values"}),
+        ("typiclust", 1, {"features"}),
+        ("probcover", 1, {"features"}),
     ],
 )
-def test_needs(name: str, passes: int, pixel: bool, features: bool, foreground: bool) -> None:
+def test_what_is_seen_becomes_what_is_chosen_by(name: str, passes: int, columns: set[str]) -> None:
     strategy = parse_query(name, passes=5)
     assert strategy.passes == passes
-    assert (strategy.pixel is not None, strategy.features, strategy.foreground) == (pixel, features, foreground)
-    assert strategy.needs_model == (name != "random")
+    assert strategy.look is not None
+    generator = torch.Generator().manual_seed(0)
+    models: tuple[Model, ...] = ("global", "local", "local_only")
+    seen = Seen(
+        inside=torch.ones(3, 8, 8, dtype=torch.bool),
+        logits={model: torch.rand(passes, 3, 4, 8, 8, generator=generator) for model in models},
+        features={model: torch.randn(3, 6, generator=generator) for model in models},
+        taken={model: torch.randn(3, 2, 8, 8, generator=generator) for model in models},
+        labelled_pixels=(100.0, 5.0, 2.0, 0.0),
+        embedding=torch.randn(3, 7, generator=generator),
+    )
+    found = strategy.finish(strategy.look(seen))
+    assert set(found) == columns
+    scores = Scores(["a", "b", "c"], ["p", "p", "q"], **found)
+    assert len(strategy.choose(scores, 2, np.random.default_rng(0)).choices) == 2
 
 
-def test_maps_become_scores() -> None:
-    strategy = parse_query("bald", passes=2)
-    assert strategy.pixel is not None
-    probabilities = torch.softmax(torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)), dim=2)
-    maps = strategy.pixel(probabilities)
-    assert strategy.reduce(maps).tolist() == pytest.approx(maps.mean(dim=(1, 2)).tolist())
+def test_no_strategy_is_without_a_source_or_a_cost() -> None:
+    assert all(strategy.source and strategy.cost for strategy in STRATEGIES.values())
+    assert all(STRATEGIES[name].name == name for name in STRATEGIES)
+
+
+def test_random_asks_no_model() -> None:
+    assert {name for name in STRATEGIES if not STRATEGIES[name].needs_model} == {"random", "typiclust", "probcover"}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +83,7 @@ def test_maps_become_scores() -> None:
 def test_unknown_names_are_told_the_nearest_and_the_list(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         parse_query(text)
-    assert ", ".join(query_names()) in str(caught.value)
+    assert ", ".join(STRATEGIES) in str(caught.value)
 
 
 @pytest.mark.parametrize("passes", [1, 0, -3])

@@ -1,4 +1,4 @@
-"""Diversity: cases that cover what the others leave out, by distance between features."""
+"""CoreSet: cases that cover what the others leave out, by distance between features (Sener and Savarese 2018)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from strategies.query.choose import size_of_choice
+from strategies.query.strategy import Columns, Seen, Strategy
 from strategies.records import Choice, Scores, Selection
 
 _CHUNK = 1024
@@ -85,3 +86,12 @@ def _to_nearest(points: NDArray[np.float64], centres: NDArray[np.float32]) -> ND
     for start in range(0, len(points), _CHUNK):
         nearest[start : start + _CHUNK] = cdist(points[start : start + _CHUNK], centres).min(axis=1)
     return nearest
+
+
+def _look(seen: Seen) -> Columns:
+    return {"features": list(seen.features.values())[-1].float().cpu().numpy()}
+
+
+CORESET = Strategy(
+    "coreset", "Sener and Savarese 2018", coreset, look=_look, labelled=True, cost="one forward pass, also of labelled cases"
+)

@@ -1,0 +1,47 @@
+"""No patient is asked about too often in one batch: slices of one patient tell much the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from strategies.query.choose import size_of_choice
+from strategies.records import Choice, Scores, Selection
+
+
+def capped(
+    scores: Scores,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    choose: Callable[[Scores, int, np.random.Generator], Selection],
+    cap: int,
+) -> Selection:
+    """What `choose` takes, but no more than `cap` cases of a patient; it chooses again among the others for those refused.
+
+    Where only patients at the cap are left, the cap rises by one, so that the grant is met, and the reason says so.
+
+    Raises:
+        ValueError: `cap` is below 1.
+    """
+    if cap < 1:
+        raise ValueError(f"query.per_patient is {cap}: at least one case of a patient must be allowed")
+    count = size_of_choice(scores, count)
+    patient_of = dict(zip(scores.case_ids, scores.patients, strict=True))
+    chosen: dict[str, Choice] = {}
+    asked: Counter[str] = Counter()
+    allowed = cap
+    while len(chosen) < count:
+        left = [case for case in scores.case_ids if case not in chosen and asked[patient_of[case]] < allowed]
+        if not left:
+            allowed += 1
+            continue
+        for choice in choose(scores.among(left), count - len(chosen), rng).choices:
+            patient = patient_of[choice.case_id]
+            if asked[patient] < allowed:
+                asked[patient] += 1
+                beyond = f"; no other patient is left, so more than {cap} of this one" if allowed > cap else ""
+                chosen[choice.case_id] = Choice(choice.case_id, choice.score, choice.reason + beyond)
+    return Selection(tuple(chosen.values()))

@@ -1,0 +1,118 @@
+"""Wrappers: a cap that holds while it can, classes in turn, and composition as it is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.query import Seen, parse_query
+from strategies.query.balanced import class_balanced
+from strategies.query.cap import capped
+from strategies.query.choose import top
+from strategies.query.feal import FEAL
+from strategies.query.uncertainty import ENTROPY
+from strategies.query.wrappers import power, stochastic_batches
+from strategies.query.wrappers import class_balanced as balanced_wrapper
+from strategies.records import Scores
+
+highest = partial(top, why="score")
+
+
+def of_patients(*patients: int, values: list[float] | None = None) -> Scores:
+    n = len(patients)
+    given_values = np.arange(n, 0, -1.0) if values is None else np.array(values)
+    return Scores([f"{i:02d}" for i in range(n)], [f"p{p}" for p in patients], values=given_values)
+
+
+def test_what_is_refused_makes_room_for_the_next_best() -> None:
+    selection = capped(of_patients(1, 1, 1, 2, 2, 3), 4, np.random.default_rng(0), choose=highest, cap=2)
+    assert selection.case_ids == ["00", "01", "03", "04"]
+
+
+def test_a_grant_is_met_though_only_patients_at_the_cap_are_left() -> None:
+    choices = capped(of_patients(1, 1, 1, 2), 4, np.random.default_rng(0), choose=highest, cap=1).choices
+    assert [choice.case_id for choice in choices] == ["00", "03", "01", "02"]
+    assert ["no other patient is left" in choice.reason for choice in choices] == [False, False, True, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(patients=st.lists(st.integers(0, 4), max_size=20), count=st.integers(0, 20), cap=st.integers(1, 4), seed=st.integers(0, 99))
+def test_no_patient_has_more_than_it_must(patients: list[int], count: int, cap: int, seed: int) -> None:
+    scores = of_patients(*patients)
+    choose = parse_query("random+cap", per_patient=cap).choose
+    selection = choose(scores, count, np.random.default_rng(seed))
+    assert len(selection.choices) == min(count, len(patients))
+    patient_of = dict(zip(scores.case_ids, scores.patients, strict=True))
+    asked = Counter(patient_of[case] for case in selection.case_ids)
+    there = Counter(scores.patients)
+    most = max(asked.values(), default=0)
+    if most > cap:
+        assert all(asked[patient] >= min(there[patient], most - 1) for patient in there), "none could have taken its place"
+
+
+def shown(*rows: tuple[float, float], values: list[float], labelled: tuple[float, float]) -> Scores:
+    return Scores(
+        [f"{i}" for i in range(len(rows))],
+        ["p"] * len(rows),
+        values=np.array(values),
+        predicted_pixels=np.array(rows),
+        labelled_pixels=np.array(labelled),
+    )
+
+
+def test_the_class_with_least_pixels_comes_first() -> None:
+    """Class 2 has 10 pixels annotated, class 1 has 25. The best with class 2 brings 30 of it; then class 1 is behind."""
+    scores = shown((20, 0), (5, 30), (0, 9), (40, 0), values=[0.9, 0.5, 0.4, 0.1], labelled=(25, 10))
+    choices = class_balanced(scores, 3, np.random.default_rng(0), why="score").choices
+    assert [choice.case_id for choice in choices] == ["1", "0", "2"]
+    assert "class 2" in choices[0].reason
+    assert "class 1" in choices[1].reason
+    assert "class 2" in choices[2].reason
+
+
+def test_where_nothing_is_predicted_the_best_scores_follow() -> None:
+    scores = shown((0, 0), (0, 0), (3, 0), values=[0.2, 0.9, 0.1], labelled=(0, 0))
+    choices = class_balanced(scores, 3, np.random.default_rng(0), why="score").choices
+    assert [choice.case_id for choice in choices] == ["2", "1", "0"]
+    assert "no class is predicted" in choices[1].reason
+
+
+def seen(seed: int) -> Seen:
+    logits = torch.randn(1, 3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return Seen(torch.ones(3, 4, 4, dtype=torch.bool), {"global": logits}, {"global": torch.zeros(3, 2)}, {}, (1.0, 1.0, 1.0))
+
+
+def test_a_balanced_strategy_also_looks_at_classes() -> None:
+    wrapped = balanced_wrapper(ENTROPY)
+    assert wrapped.look is not None
+    assert ENTROPY.look is not None
+    columns = wrapped.look(seen(0))
+    assert columns["predicted_pixels"].shape == (3, 2)
+    classes = seen(0).logits["global"][0].argmax(1)
+    assert columns["predicted_pixels"][:, 0].tolist() == (classes == 1).sum((1, 2)).tolist()
+    finished = wrapped.finish(columns)
+    assert set(finished) == {"values", "predicted_pixels"}
+    np.testing.assert_array_equal(finished["values"], ENTROPY.look(seen(0))["values"])
+
+
+def test_composition_is_as_it_is_written() -> None:
+    wrapped, parsed = stochastic_batches(FEAL), parse_query("feal+stochastic")
+    assert wrapped.name == parsed.name == "feal+stochastic"
+    assert parsed.look is FEAL.look
+    assert parsed.evidential
+    scores = of_patients(*range(12), values=np.random.default_rng(0).random(12).tolist())
+    draws = [strategy.choose(scores, 4, np.random.default_rng(5)) for strategy in (wrapped, parsed)]
+    assert draws[0] == draws[1]
+    assert power(ENTROPY, beta=2.0).name == "entropy+power"
+    assert parse_query("entropy+power+cap").name == "entropy+power+cap"
+
+
+def test_a_cap_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="per_patient is 0"):
+        parse_query("entropy+cap", per_patient=0)
