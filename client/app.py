@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client.allocator import keep_freed_memory
 from client.annotate.worklist import carry_out, collect
+from client.committee import committee, own_balance
 from client.egress import EgressLog
 from client.evaluate import evaluate
 from client.faults import SiteFault
@@ -26,14 +27,13 @@ from client.pictures import Pictures
 from client.plan import Plan, network_with
 from client.sam_checkpoint import identity
 from client.sam_teacher import SAM, taught_by
-from client.score import demand_of, save_scores, score
+from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
 from client.stop import stopping_for_good
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
 from strategies import wire
-from strategies.global_model import parts_of
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
@@ -146,13 +146,14 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
             sums[role] = evaluate(site, network, plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
     if pictures:
         pictures.write(request.cycle)
-    local = load_models(site.workspace / "models" / "local.safetensors")
-    committee = [network]
-    if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
-        of_site = network_with(plan, parts_of(local.model).specialist).to(site.device)
-        committee = [of_site] if plan.query.model == "local" else [network, of_site]
-    scores = score(site, plan, committee, cycle=request.cycle)
-    save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
+    strategy = strategy_of(plan, progress=request.progress)
+    models = committee(site, plan, strategy, request, of_federation=network)
+    if models is None:
+        site.log.warning(f"cycle {request.cycle}: {plan.query.strategy} needs this site's own model, and none was trained")
+        scores = unscored(site.store.cases("unlabelled"))
+    else:
+        scores = score(site, plan, strategy, models, cycle=request.cycle)
+        save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
     demand = demand_of(scores, min_patients=site.settings.min_patients)
@@ -163,12 +164,15 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
 def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Carry out the grant once, then take in the labels that are there; also the poll for labels that have arrived."""
     started = time.monotonic()
-    granted = carry_out(site, plan, run=request.run, cycle=request.cycle, cases=request.grant, tick=request.tick)
+    granted = carry_out(
+        site, plan, run=request.run, cycle=request.cycle, cases=request.grant, tick=request.tick, progress=request.progress
+    )
     collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
     if not site.shares_sums:
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
+    behind = len({case.patient for case in site.store.cases("labelled")})
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -178,6 +182,7 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
+            balance=own_balance(site, plan) if behind >= site.settings.min_patients else None,
             seconds=time.monotonic() - started,
         )
     )

@@ -44,6 +44,7 @@ def network_for(plan: Plan) -> nn.Module:
         norm=plan.network.norm,
         dropout=plan.network.dropout,
         seed=plan.seed,
+        head=plan.network.head,
     )
     return network
 

@@ -253,6 +253,11 @@ class Slices:
         return torch.from_numpy(np.stack(masks))
 
 
+def own_channels(images: Tensor, prepare: Preprocess) -> Tensor:
+    """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""
+    return images[:, prepare.neighbours * prepare.channels : (prepare.neighbours + 1) * prepare.channels]
+
+
 def site_log(workspace: Path, name: str) -> logging.Logger:
     """The site's own log, in `site.log`: it may name files and cases, and never leaves."""
     log = logging.getLogger(f"wardround.site.{name}.{hashlib.sha256(str(workspace).encode()).hexdigest()[:8]}")

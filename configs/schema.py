@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from strategies.query import STRATEGIES, fault_of
 from strategies.semi import FRAMEWORKS
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 else:
     FrameworkName = Literal[tuple(FRAMEWORKS)]
 """As the table has them: a type checker can't read it, whoever loads a configuration can."""
+
+
+def _known_query(name: str) -> str:
+    fault = fault_of(name)
+    if fault is not None:
+        raise ValueError(fault)
+    return name
+
+
+QueryName = Annotated[str, AfterValidator(_known_query)]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 HeldOut = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -104,7 +115,10 @@ class Network(Settings):
 
     name: Literal["unet_tiny", "unet_small", "unet"] = Field("unet", description="MONAI UNet: 0.1, 0.4, 1.6 M parameters")
     norm: Literal["instance", "group"] = Field("instance", description="normalisation; never BatchNorm")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout, needed above 0 by bald")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout, needed above 0 by bald and vote_entropy")
+    head: Literal["softmax", "evidential"] = Field(
+        "softmax", description="evidential: the network says how much evidence it has (and is trained to), as feal needs it"
+    )
 
 
 class Train(Settings):
@@ -176,22 +190,20 @@ class Sam(Settings):
 class Query(Settings):
     """Which cases a site asks its experts for."""
 
-    strategy: Literal[
-        "random",
-        "random_fg",
-        "entropy",
-        "bald",
-        "coreset",
-        "entropy+stochastic",
-        "entropy+power",
-        "bald+stochastic",
-        "bald+power",
-    ] = Field("entropy", description="how cases are scored, and after a + how they are chosen by the score")
+    strategy: QueryName = Field(
+        "entropy", description="how cases are scored, and after a + how they are chosen; `wardround strategies` lists them"
+    )
+    cold_start: Literal["random", "typiclust", "probcover"] = Field(
+        "random", description="how a run's first cases are chosen, where a site names none: at random, or by SAM's embeddings"
+    )
     unit: Literal["slice", "volume", "patient"] = Field(
         "slice", description="what an expert is asked for at a time, and what budgets count; labels count slices"
     )
-    model: Literal["global", "local", "both"] = Field("global", description="whose prediction is scored")
-    passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald")
+    model: Literal["global", "local", "both", "switch"] = Field(
+        "global", description="whose prediction is scored; switch: each site's is chosen by how far they differ (FairFAL)"
+    )
+    passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald and vote_entropy")
+    per_patient: Positive = Field(1, description="cases of a patient in a batch that +cap lets through")
     power_beta: Annotated[float, Field(gt=0)] = Field(1.0, description="beta of the power wrapper")
 
 
@@ -305,8 +317,13 @@ class Run(Settings):
         return self.federation.cycles > 1 and self.federation.restart == "continue"
 
     def _faults_of_learning(self) -> Iterator[str]:
-        if self.query.strategy.startswith("bald") and self.network.dropout == 0:
-            yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        query = STRATEGIES[self.query.strategy.split("+")[0]]
+        if "dropout" in query.needs and self.network.dropout == 0:
+            yield f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        if "evidential head" in query.needs and self.network.head != "evidential":
+            yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
+        if query.file == "badge" and self.network.head == "evidential":
+            yield f'query.strategy {self.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
         sam = self.sam
         if sam.enabled and not (sam.box or sam.positives or sam.mask):
             yield (

@@ -142,7 +142,10 @@ def _ask_for_labels(
     cycle: int,
 ) -> None:
     """Put the grants of a cycle to their sites, or poll for their labels; what they tell is added to `told`."""
-    requests = {name: wire.Request(cycle=cycle, tick=state.tick, grant=cases) for name, cases in grants.items()}
+    progress = _progress(federation.run, cycle=cycle)
+    requests = {
+        name: wire.Request(cycle=cycle, tick=state.tick, grant=cases, progress=progress) for name, cases in grants.items()
+    }
     for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
         numbers = vars(answer.record) | answer.traffic
         before = told.get(answer.site, {})
@@ -157,6 +160,7 @@ def _with_counts(state: State, told: Mapping[str, Mapping[str, Any]]) -> State:
         state,
         labelled={**state.labelled, **{name: numbers["labelled"] for name, numbers in told.items()}},
         unlabelled={**state.unlabelled, **{name: numbers["unlabelled"] for name, numbers in told.items()}},
+        balance={**state.balance, **{name: numbers["balance"] for name, numbers in told.items()}},
     )
 
 
@@ -224,7 +228,13 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     """Every site evaluates the global model on its held-out patients and scores its pool; gated sums come back."""
     problems = Problems()
     told: dict[str, dict[str, Any]] = {}
-    request = wire.Request(cycle=cycle, tick=state.tick)
+    known = [value for value in state.balance.values() if value is not None]
+    request = wire.Request(
+        cycle=cycle,
+        tick=state.tick,
+        progress=_progress(federation.run, cycle=cycle),
+        mean_balance=float(np.mean(known)) if known else -1.0,
+    )
     assessments: dict[str, Assessment] = {}
     for answer in federation.sites.ask(
         wire.ASSESS,
@@ -260,6 +270,11 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     sites = dict(sorted(told.items()))
     line = {**event("assess", cycle=cycle, sites=sites, labels_total=state.labels_total), **numbers}
     return state, [line, *problems.events("assess", cycle=cycle, round=0)]
+
+
+def _progress(run: Run, *, cycle: int) -> float:
+    """Where a cycle's query is among the run's: 0 at the cold start, 1 at the last, which is that of the cycle before the end."""
+    return min(1.0, cycle / (run.federation.cycles - 1)) if run.federation.cycles > 1 else 0.0
 
 
 def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:

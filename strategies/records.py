@@ -198,6 +198,7 @@ class Annotation:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
+        balance: how level the classes are in what is annotated here, in [0, 1]; None below the site's `min_patients`.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Annotation:
     labelled: int | None = None
     unlabelled: int | None = None
     skipped: int | None = None
+    balance: float | None = None
     seconds: float | None = None
 
 

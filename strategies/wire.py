@@ -18,7 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
 
@@ -105,6 +105,7 @@ def replies(classes: int) -> dict[str, Reply]:
             metrics={
                 "labels": {
                     **dict.fromkeys(("granted", "received", "outstanding", "labelled", "unlabelled", "skipped"), COUNT),
+                    "balance": Number(whole=False, high=1.0, optional=True),
                     "seconds": SECONDS,
                 }
             },
@@ -131,6 +132,9 @@ class Request:
         total_steps: local steps of the whole run, the T of every ramp.
         fresh: whether training starts anew from the given weights (the teacher too), as `restart = "initial"` asks.
         grant: for `query.annotate`: how many cases this site may ask for, in all, under `cycle`.
+        progress: of the run's queries, 0 at the first to 1 at the last.
+        mean_balance: how level classes are in what the sites have annotated, in [0, 1] (`fairfal.balance`); below 0 where no
+            site tells.
         run: random name of the run; a site keeps what it learned under it apart from other runs.
         settings: the run's settings that sites need: classes, preprocess, network, train, sam, query, seed.
     """
@@ -142,6 +146,8 @@ class Request:
     total_steps: int = 1
     fresh: bool = False
     grant: int = 0
+    progress: float = 0.0
+    mean_balance: float = -1.0
     run: str = ""
     protocol: int = PROTOCOL
     settings: Mapping[str, Any] | None = None
@@ -158,6 +164,8 @@ def pack_request(request: Request, weights: ArrayRecord | None = None) -> Record
             "total_steps": request.total_steps,
             "fresh": request.fresh,
             "grant": request.grant,
+            "progress": request.progress,
+            "mean_balance": request.mean_balance,
             "run": request.run,
             "protocol": request.protocol,
             "settings": json.dumps(request.settings, sort_keys=True),
@@ -288,6 +296,7 @@ def pack_annotation(annotation: Annotation) -> RecordDict:
             labelled=annotation.labelled,
             unlabelled=annotation.unlabelled,
             skipped=annotation.skipped,
+            balance=annotation.balance,
             seconds=annotation.seconds,
         ),
     )

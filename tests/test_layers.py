@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 """Folder to the folders that it may import. Server and client never see each other; strategies see nobody."""
 
-TABLES = {"configs": {"strategies.semi"}}
+TABLES = {"configs": {"strategies.semi", "strategies.query"}}
 """Folder to the tables of names that it may read besides. A table imports nothing, so that settings stay quick to check."""
 
 DOORS = {

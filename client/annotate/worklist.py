@@ -13,10 +13,11 @@ from client.annotate.folder import Folder
 from client.annotate.oracle import Oracle
 from client.faults import SiteFault
 from client.plan import Plan
-from client.score import load_scores, strategy_of
+from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
 from strategies.query.choose import at_random
+from strategies.query.parse import parse_query
 from strategies.query.units import grouped, spread_out
 from strategies.randomness import numpy_rng
 from strategies.records import Scores, Selection
@@ -42,16 +43,16 @@ def annotator_of(site: Site, plan: Plan) -> Annotator:
     return ANNOTATORS[site.settings.annotator](site, plan)
 
 
-def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int) -> int:
+def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int, progress: float = 0.0) -> int:
     """Choose the granted number of cases and request their labels, once; returns how many were requested.
 
-    The choice follows the scores of this cycle; before the first training, and where the site was away when the pool
-    was scored, it is at random and the reason says so. The very first cases are those that the site named, if it did.
+    The choice follows the scores of this cycle. The very first cases are those that the site named, if it did, or follow
+    `query.cold_start`. Where the pool was not scored (the site was away), the choice is at random and the reason says so.
     """
     done = site.store.granted(run, cycle)
     if done is not None:
         return done
-    selection = _select(site, plan, run=run, cycle=cycle, cases=cases)
+    selection = _select(site, plan, run=run, cycle=cycle, cases=cases, progress=progress)
     requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
     site.store.check_conserved()
     site.log.info("cycle %d: granted %d, requested %d", cycle, cases, requested)
@@ -88,24 +89,28 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     return came
 
 
-def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Selection:
+def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float) -> Selection:
     unlabelled = site.store.cases("unlabelled")
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
     unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
-    strategy = strategy_of(plan).choose
+    strategy = strategy_of(plan, progress=progress)
+    named = site.start_cases() if cycle == 0 else frozenset()
+    if cycle == 0 and not named:
+        strategy = parse_query(plan.query.cold_start)
+        scores = score(site, plan, strategy, {}, cycle=0)
+    choose = strategy.choose
     if scores is None:
-        scores = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
-        if cycle == 0:
-            named = site.start_cases()
-            strategy = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
+        scores = unscored(unlabelled)
+        if named:
+            choose = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
         else:
-            site.log.warning("cycle %d: away when the pool was scored, so its cases are chosen at random", cycle)
-            strategy = partial(at_random, why="chosen at random: the site was away when the pool was scored")
+            site.log.warning("cycle %d: the pool was not scored, so its cases are chosen at random", cycle)
+            choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
-        return _chosen(strategy, scores, cases, rng, plan)
-    selection = _chosen(strategy, grouped(scores, unit_of), cases, rng, plan)
+        return _chosen(choose, scores, cases, rng, plan)
+    selection = _chosen(choose, grouped(scores, unit_of), cases, rng, plan)
     members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)
 

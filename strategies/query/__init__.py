@@ -1,116 +1,112 @@
-"""Query strategies by name: which of its cases a site asks its experts for.
+"""Query strategies by name: which of its cases a site asks its experts for. A new one is a file with its `Strategy` and a line
+in the table.
 
-Three steps that stay apart: *look* (what models say, to numbers a case), *finish* (numbers that depend on the whole pool) and
-*choose* (numbers to a batch). A strategy is one of each, in a file of its own; a wrapper, as in `entropy+stochastic`, is
-another way to choose by the same score.
-
-    strategy = parse_query("bald+power", passes=8)
-    columns = strategy.look(seen)                                  # for each batch of cases
-    selection = strategy.choose(Scores(...), granted, rng)         # best first, with reasons
-
-To add one: a file with a `Strategy`, a line in `STRATEGIES`, and its name in `configs/schema.py`.
+The table alone is read for a configuration's sake, so it imports nothing; `parse.py` makes a strategy of a name.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
+from typing import Literal
 
-from strategies.query.badge import BADGE
-from strategies.query.clasp_pe import CLASP_PE, beta_of, clasp_pe
-from strategies.query.coreset import CORESET
-from strategies.query.feal import FEAL
-from strategies.query.kafal import KAFAL
-from strategies.query.logo import LOGO
-from strategies.query.probcover import PROBCOVER
-from strategies.query.random_choice import RANDOM, RANDOM_FG
-from strategies.query.strategy import Choose, Columns, Model, Seen, Strategy
-from strategies.query.typiclust import TYPICLUST
-from strategies.query.uncertainty import BALD, ENTROPY, LEAST_CONFIDENCE, MARGIN, VOTE_ENTROPY
-from strategies.query.wrappers import capped, class_balanced, power, stochastic_batches
+Need = Literal["model", "dropout", "local model", "training alone", "evidential head", "embeddings"]
+"""What a strategy asks for beside the pool: the network's predictions, several of them with dropout, those of the site's own
+model as well, of one that is trained for it at the site alone, a network that says how much evidence it has, SAM's embeddings."""
 
-__all__ = ["STRATEGIES", "Choose", "Columns", "Model", "Seen", "Strategy", "parse_query", "query_names"]
 
-STRATEGIES: dict[str, Strategy] = {
-    "random": RANDOM,
-    "random_fg": RANDOM_FG,
-    "least_confidence": LEAST_CONFIDENCE,
-    "margin": MARGIN,
-    "entropy": ENTROPY,
-    "bald": BALD,
-    "vote_entropy": VOTE_ENTROPY,
-    "coreset": CORESET,
-    "badge": BADGE,
-    "typiclust": TYPICLUST,
-    "probcover": PROBCOVER,
-    "clasp_pe": CLASP_PE,
-    "feal": FEAL,
-    "logo": LOGO,
-    "kafal": KAFAL,
+@dataclass(frozen=True)
+class Entry:
+    """A strategy in the table.
+
+    Attributes:
+        file: the file in this folder that has it, under its name in capitals.
+        source: who published it, as a reader would look it up.
+        rule: what it chooses, in a line.
+        needs: what it asks for.
+        scored: whether each case has a score of its own, by which a wrapper can choose.
+    """
+
+    file: str
+    source: str
+    rule: str
+    needs: tuple[Need, ...] = ("model",)
+    scored: bool = False
+
+
+STRATEGIES: dict[str, Entry] = {
+    "random": Entry("random_choice", "every study's comparator", "all cases alike", needs=()),
+    "random_fg": Entry("random_choice", "nnActive, TMLR 2025", "two thirds where the model sees a structure or its end"),
+    "least_confidence": Entry("uncertainty", "survey: Wang et al. 2024", "the best answer is least sure", scored=True),
+    "margin": Entry("uncertainty", "survey: Wang et al. 2024", "two answers are level", scored=True),
+    "entropy": Entry("uncertainty", "survey: Wang et al. 2024", "the model is unsure", scored=True),
+    "bald": Entry(
+        "uncertainty", "Gal et al., ICML 2017", "the model contradicts itself", needs=("model", "dropout"), scored=True
+    ),
+    "vote_entropy": Entry(
+        "uncertainty", "Dagan and Engelson 1995", "a committee is divided", needs=("model", "dropout"), scored=True
+    ),
+    "coreset": Entry("coreset", "Sener and Savarese, ICLR 2018", "unlike all annotated cases"),
+    "badge": Entry("badge", "Ash et al., ICLR 2020", "large gradients that point apart"),
+    "typiclust": Entry("typiclust", "Hacohen et al., ICML 2022", "typical of kinds least annotated", needs=("embeddings",)),
+    "probcover": Entry(
+        "probcover", "Yehuda et al., NeurIPS 2022", "like most that none annotated is like", needs=("embeddings",)
+    ),
+    "clasp_pe": Entry("clasp_pe", "TMLR 2026", "unsure, class by class, with waning chance"),
+    "feal": Entry(
+        "feal",
+        "Chen et al., CVPR 2024",
+        "little evidence, neighbours apart",
+        needs=("model", "local model", "evidential head"),
+        scored=True,
+    ),
+    "logo": Entry(
+        "logo",
+        "Kim et al., CVPR 2023",
+        "unsure, of each kind that a model of this site alone tells apart",
+        needs=("model", "training alone"),
+        scored=True,
+    ),
+    "kafal": Entry(
+        "kafal",
+        "Cao et al., ICCV 2023",
+        "the site's model and the federation's contradict each other",
+        needs=("model", "local model"),
+        scored=True,
+    ),
 }
 """Both randoms first: every other strategy has to beat them."""
 
-CHOOSERS = ("stochastic", "power", "balanced")
-"""Other ways to choose by a score, written after a +; one at most."""
+CHOOSERS: dict[str, tuple[str, str]] = {
+    "stochastic": ("Gaillochet et al. 2023", "of random batches the one with the highest mean score"),
+    "power": ("Kirsch et al. 2023", "drawn in proportion to the score's power query.power_beta"),
+    "balanced": ("", "the best of the class that is least annotated, in turn"),
+}
+"""Other ways to choose by a score, written after a +, one at most: source and rule."""
 
 CAP = "cap"
-"""A limit for each patient, for any strategy, written last."""
+"""At most query.per_patient cases of a patient in a batch; written last, for any strategy."""
+
+BEFORE_TRAINING = ("random", "typiclust", "probcover")
+"""Those that need no model, for the first request of a run."""
 
 
 def query_names() -> list[str]:
-    """Every name that `parse_query` takes."""
-    bases = [*STRATEGIES, *(f"{name}+{how}" for name, strategy in STRATEGIES.items() if strategy.scores for how in CHOOSERS)]
+    """Every name that is understood, wrappers included."""
+    bases = [*STRATEGIES, *(f"{name}+{how}" for name, entry in STRATEGIES.items() if entry.scored for how in CHOOSERS)]
     return [*bases, *(f"{name}+{CAP}" for name in bases)]
 
 
-def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_patient: int = 1, progress: float = 0.0) -> Strategy:
-    """The strategy that `text` names.
-
-    Args:
-        text: e.g. "random", "entropy", "bald+power", "feal+stochastic+cap".
-        passes: forward passes for strategies that compare passes, at least 2; the others do with one.
-        power_beta: β of the power wrapper, above 0; large is close to taking the top.
-        per_patient: cases of a patient in a batch that the cap lets through, at least 1.
-        progress: 0 at a run's first query to 1 at its last, for strategies that rely on chance less and less.
-
-    Raises:
-        ValueError: an unknown name (with the nearest valid one), or a value out of range.
-    """
-    if text not in query_names():
-        raise ValueError(_unknown(text))
-    if passes < 2:
-        raise ValueError(f"query.passes is {passes}: passes are compared with each other, so at least 2 are needed")
-    if not (math.isfinite(power_beta) and power_beta > 0):
-        raise ValueError(f"query.power_beta is {power_beta}: it divides the noise, so it must be above 0")
-    if per_patient < 1:
-        raise ValueError(f"query.per_patient is {per_patient}: at least one case of a patient must be allowed")
-    base, *wrappers = text.split("+")
-    strategy = STRATEGIES[base]
-    strategy = replace(strategy, passes=passes if strategy.passes > 1 else 1)
-    if base == "clasp_pe":
-        strategy = replace(strategy, choose=partial(clasp_pe, beta=beta_of(progress)))
-    for wrapper in wrappers:
-        match wrapper:
-            case "stochastic":
-                strategy = stochastic_batches(strategy)
-            case "power":
-                strategy = power(strategy, beta=power_beta)
-            case "balanced":
-                strategy = class_balanced(strategy)
-            case _:
-                strategy = capped(strategy, per_patient=per_patient)
-    return strategy
-
-
-def _unknown(text: str) -> str:
-    base, *wrappers = text.split("+")
+def fault_of(text: str) -> str | None:
+    """What is wrong with a strategy's name, with the nearest right one; None where nothing is."""
+    if text in query_names():
+        return None
     valid = (
-        f"Valid: {', '.join(STRATEGIES)}, each with +{CAP}, and those with a score with {', '.join('+' + c for c in CHOOSERS)}"
+        f"Valid: {', '.join(STRATEGIES)}; with {', '.join('+' + how for how in CHOOSERS)} where cases have a score, and +{CAP}"
     )
-    if base in STRATEGIES and not STRATEGIES[base].scores and wrappers and wrappers[0] in CHOOSERS:
-        return f"unknown query strategy {text!r}: {wrappers[0]} chooses by a score, and {base} has none. {valid}"
+    base, *wrappers = text.split("+")
+    if base in STRATEGIES and not STRATEGIES[base].scored and wrappers and wrappers[0] in CHOOSERS:
+        return f"unknown query strategy {text!r}: {wrappers[0]} chooses by a score, and {base} gives its cases none. {valid}"
     near = difflib.get_close_matches(text, query_names(), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown query strategy {text!r}{hint} {valid}"

@@ -98,4 +98,4 @@ def _look(seen: Seen) -> Columns:
     return {"features": embedding.float().cpu().numpy()}
 
 
-BADGE = Strategy("badge", "Ash et al. 2020", badge, look=_look, cost="one forward pass and gradients of the last layer")
+BADGE = Strategy("badge", badge, look=_look)

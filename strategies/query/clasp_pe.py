@@ -75,4 +75,4 @@ def _look(seen: Seen) -> Columns:
     }
 
 
-CLASP_PE = Strategy("clasp_pe", "ClaSP PE, TMLR 2026", partial(clasp_pe, beta=1.0), look=_look, cost="one forward pass")
+CLASP_PE = Strategy("clasp_pe", partial(clasp_pe, beta=1.0), look=_look)

@@ -92,6 +92,4 @@ def _look(seen: Seen) -> Columns:
     return {"features": list(seen.features.values())[-1].float().cpu().numpy()}
 
 
-CORESET = Strategy(
-    "coreset", "Sener and Savarese 2018", coreset, look=_look, labelled=True, cost="one forward pass, also of labelled cases"
-)
+CORESET = Strategy("coreset", coreset, look=_look, labelled=True)

@@ -135,12 +135,10 @@ def _finish(columns: Columns) -> Columns:
 
 FEAL = Strategy(
     "feal",
-    "Chen et al., CVPR 2024",
     feal,
     look=_look,
     finish=_finish,
     models=("global", "local"),
     evidential=True,
     why="the models have little evidence here:",
-    cost="one forward pass of both models, with an evidential head",
 )

@@ -41,10 +41,8 @@ _WHY = "this site's model and the federation's contradict each other here: mean 
 
 KAFAL = Strategy(
     "kafal",
-    "Cao et al., ICCV 2023",
     partial(top, why=_WHY),
     look=_look,
     models=("global", "local"),
     why=_WHY,
-    cost="one forward pass of both models",
 )

@@ -80,10 +80,8 @@ def _look(seen: Seen) -> Columns:
 
 LOGO = Strategy(
     "logo",
-    "Kim et al., CVPR 2023",
     logo,
     look=_look,
     models=("global", "local_only"),
     why="the global model is unsure here: mean entropy",
-    cost="a training at the site alone in each cycle, and a forward pass of both models",
 )

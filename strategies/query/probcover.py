@@ -129,10 +129,8 @@ def _cosine(radius: float) -> np.float32:
 
 PROBCOVER = Strategy(
     "probcover",
-    "Yehuda et al. 2022",
     probcover,
     look=embeddings_alone,
     labelled=True,
     embeds=True,
-    cost="SAM's embeddings (kept)",
 )

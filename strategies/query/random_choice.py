@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from strategies.query.choose import at_random, at_random_foreground
 from strategies.query.reduce import predicted_pixels
 from strategies.query.strategy import Columns, Seen, Strategy
 
 
 def _look(seen: Seen) -> Columns:
-    return {"foreground": predicted_pixels(seen.probabilities, seen.inside).any(axis=1)}
+    return {"foreground": np.asarray(predicted_pixels(seen.probabilities, seen.inside).any(axis=1))}
 
 
-RANDOM = Strategy("random", "every study's comparator", at_random)
-RANDOM_FG = Strategy("random_fg", "nnActive, TMLR 2025", at_random_foreground, look=_look, cost="one forward pass")
+RANDOM = Strategy("random", at_random)
+RANDOM_FG = Strategy("random_fg", at_random_foreground, look=_look)

@@ -1,13 +1,14 @@
 """What a query strategy is: what it asks of the models, how it turns that into scores, and how it chooses by them.
 
-A strategy is a value, made in a file of its own and listed in `strategies/query/__init__.py`. A wrapper takes one and gives
-another.
+A strategy is a value, made in a file of its own and listed in `strategies/query/__init__.py`. Three steps stay apart: *look*
+(what models say, to numbers a case), *finish* (numbers that depend on the whole pool) and *choose* (numbers to a batch). A
+wrapper takes a strategy and gives another, which chooses otherwise by the same scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,12 @@ class Seen:
     kernel_px: int = 3
     embedding: Tensor | None = None
 
+    def only(self, model: Model) -> Seen:
+        """What one of the models says."""
+        return replace(
+            self, logits={model: self.logits[model]}, features={model: self.features[model]}, taken={model: self.taken[model]}
+        )
+
     @property
     def probabilities(self) -> Tensor:
         """(M, B, C+1, H, W) of all models and passes together."""
@@ -65,7 +72,6 @@ class Strategy:
 
     Attributes:
         name: as in the configuration.
-        source: who published it, as a reader would look it up.
         choose: how cases are chosen.
         look: what is read from a batch; None where no model is asked.
         finish: the columns of the whole pool to those of `Scores`, where a score depends on the others.
@@ -75,11 +81,9 @@ class Strategy:
         embeds: whether `Seen.embedding` is asked for.
         evidential: whether models must have an evidential head.
         why: what the score means, in an expert's words; the beginning of every reason. Empty without a score.
-        cost: what it takes beside choosing, in words for a list of strategies.
     """
 
     name: str
-    source: str
     choose: Choose
     look: Callable[[Seen], Columns] | None = None
     finish: Callable[[Columns], Columns] = as_they_are
@@ -89,14 +93,8 @@ class Strategy:
     embeds: bool = False
     evidential: bool = False
     why: str = ""
-    cost: str = "nothing"
 
     @property
     def needs_model(self) -> bool:
         """Whether the pool goes through a specialist before choosing."""
         return self.look is not None and not self.embeds
-
-    @property
-    def scores(self) -> bool:
-        """Whether cases have a score of their own, by which wrappers can choose."""
-        return bool(self.why)

@@ -87,7 +87,7 @@ def most_typical(
     queues: dict[int, list[tuple[int, float]]] = {}
     found = []
     for _ in range(count):
-        which = min(np.flatnonzero(left), key=lambda c: (taken[c], sizes[c] < SMALL, -sizes[c], luck[c]))
+        which = min(np.flatnonzero(left).tolist(), key=lambda c: (taken[c], sizes[c] < SMALL, -sizes[c], luck[c]))
         if which not in queues:
             queues[which] = _by_typicality(points, np.flatnonzero(cluster == which), pool, rng)
         row, typicality = queues[which].pop(0)
@@ -129,10 +129,8 @@ def embeddings_alone(seen: Seen) -> Columns:
 
 TYPICLUST = Strategy(
     "typiclust",
-    "Hacohen et al. 2022",
     typiclust,
     look=embeddings_alone,
     labelled=True,
     embeds=True,
-    cost="SAM's embeddings (kept)",
 )

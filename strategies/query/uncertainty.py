@@ -77,40 +77,31 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return total
 
 
-def by_pixels(
-    name: str, pixel: Callable[[Tensor], Tensor], *, why: str, source: str, passes: int = 1, cost: str = "one forward pass"
-) -> Strategy:
+def by_pixels(name: str, pixel: Callable[[Tensor], Tensor], *, why: str, passes: int = 1) -> Strategy:
     """The strategy that takes the cases with the highest mean of a pixel map."""
 
     def look(seen: Seen) -> Columns:
         return {"values": mean_over_pixels(pixel(seen.probabilities), seen.inside)}
 
-    return Strategy(name, source, partial(top, why=why), look=look, passes=passes, why=why, cost=cost)
+    return Strategy(name, partial(top, why=why), look=look, passes=passes, why=why)
 
 
 LEAST_CONFIDENCE = by_pixels(
     "least_confidence",
     least_confidence,
     why="the model trusts its own answer least here: mean doubt",
-    source="Wang et al. 2024 (survey)",
 )
-MARGIN = by_pixels(
-    "margin", margin, why="two answers are level here: mean closeness", source="Scheffer et al. 2001; Wang et al. 2024 (survey)"
-)
-ENTROPY = by_pixels("entropy", entropy, why="the model is unsure here: mean entropy", source="Wang et al. 2024 (survey)")
+MARGIN = by_pixels("margin", margin, why="two answers are level here: mean closeness")
+ENTROPY = by_pixels("entropy", entropy, why="the model is unsure here: mean entropy")
 BALD = by_pixels(
     "bald",
     bald,
     why="the model contradicts itself here: mean disagreement",
-    source="Houlsby et al. 2011; Gal et al. 2017",
     passes=8,
-    cost="query.passes forward passes with dropout",
 )
 VOTE_ENTROPY = by_pixels(
     "vote_entropy",
     vote_entropy,
     why="a committee is divided here: mean vote entropy",
-    source="Dagan and Engelson 1995",
     passes=8,
-    cost="query.passes forward passes with dropout",
 )

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 from tests_support import events
 
 import client.app as client_app
+from client.look import Looked, looks
 from client.plan import Plan
 from client.site import Site
 from simulation.run import simulate
-from strategies.query import Strategy, parse_query
+from strategies.query.parse import parse_query
+from strategies.query.strategy import Strategy
 from strategies.records import Selection
 
 Config = Callable[..., Path]
 ENTROPY = parse_query("entropy")
 
 
-def scores_that_are_not_finite(plan: Plan) -> Strategy:
-    return replace(ENTROPY, reduce=lambda maps: np.full(len(maps), np.nan))
+def predictions_that_are_not_finite(*args: Any, **kwargs: Any) -> Iterator[Looked]:
+    for cases, seen in looks(*args, **kwargs):
+        yield cases, replace(seen, logits={model: torch.full_like(logits, torch.nan) for model, logits in seen.logits.items()})
 
 
-def a_strategy_that_chooses_too_few(plan: Plan) -> Strategy:
+def a_strategy_that_chooses_too_few(plan: Plan, *, progress: float) -> Strategy:
     return replace(ENTROPY, choose=lambda scores, cases, rng: Selection(()))
 
 
@@ -39,8 +42,8 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
     [
         (
             "score",
-            "client.score.strategy_of",
-            scores_that_are_not_finite,
+            "client.score.looks",
+            predictions_that_are_not_finite,
             "invariant-broken",
             "assess",
             2,  # and no case is chosen without a score in the cycle that follows

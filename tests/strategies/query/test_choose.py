@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies.query import Choose, parse_query, query_names
+from strategies.query import query_names
 from strategies.query.choose import at_random, at_random_foreground, power, stochastic_batches, top
+from strategies.query.parse import parse_query
+from strategies.query.strategy import Choose
 from strategies.records import Scores, Selection
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.query import parse_query
 from strategies.query.clasp_pe import beta_of, clasp_pe, class_entropies, class_shares
+from strategies.query.parse import parse_query
 from strategies.records import Scores
 
 

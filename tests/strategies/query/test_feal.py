@@ -103,7 +103,9 @@ def test_a_case_whose_likes_are_chosen_is_passed_over_but_one_with_few_likes_is_
 def test_a_shortfall_is_filled_by_score() -> None:
     features = np.ones((8, 2), dtype=np.float32)
     values = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.4, 0.6])
-    choices = feal(Scores([f"{i}" for i in range(8)], ["p"] * 8, values=values, features=features), 4, np.random.default_rng(0)).choices
+    choices = feal(
+        Scores([f"{i}" for i in range(8)], ["p"] * 8, values=values, features=features), 4, np.random.default_rng(0)
+    ).choices
     assert choices[0].case_id == "1"
     filled = [int(choice.case_id) for choice in choices if "fill up" in choice.reason]
     assert [values[row] for row in filled] == sorted((values[row] for row in filled), reverse=True)

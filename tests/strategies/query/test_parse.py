@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from strategies.query import STRATEGIES, Model, Seen, parse_query, query_names
+from strategies.query import BEFORE_TRAINING, STRATEGIES, query_names
+from strategies.query.parse import parse_query
+from strategies.query.strategy import Model, Seen
 from strategies.records import Scores
 
 
@@ -58,13 +60,23 @@ def test_what_is_seen_becomes_what_is_chosen_by(name: str, passes: int, columns:
     assert len(strategy.choose(scores, 2, np.random.default_rng(0)).choices) == 2
 
 
-def test_no_strategy_is_without_a_source_or_a_cost() -> None:
-    assert all(strategy.source and strategy.cost for strategy in STRATEGIES.values())
-    assert all(STRATEGIES[name].name == name for name in STRATEGIES)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_table_says_what_the_strategy_asks_for(name: str) -> None:
+    entry, strategy = STRATEGIES[name], parse_query(name)
+    assert strategy.name == name
+    assert entry.scored == bool(strategy.why)
+    assert ("model" in entry.needs) == strategy.needs_model
+    assert ("dropout" in entry.needs) == (strategy.passes > 1)
+    assert ("local model" in entry.needs) == ("local" in strategy.models)
+    assert ("training alone" in entry.needs) == ("local_only" in strategy.models)
+    assert ("evidential head" in entry.needs) == strategy.evidential
+    assert ("embeddings" in entry.needs) == strategy.embeds
+    assert entry.source
+    assert entry.rule
 
 
-def test_random_asks_no_model() -> None:
-    assert {name for name in STRATEGIES if not STRATEGIES[name].needs_model} == {"random", "typiclust", "probcover"}
+def test_before_training_no_model_is_asked() -> None:
+    assert {name for name in STRATEGIES if not parse_query(name).needs_model} == set(BEFORE_TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +85,8 @@ def test_random_asks_no_model() -> None:
         ("entorpy", "did you mean 'entropy'"),
         ("random-fg", "did you mean 'random_fg'"),
         ("bald+powr", r"did you mean 'bald\+power'"),
-        ("random+power", "power chooses by a score, and random has none"),
-        ("coreset+stochastic", "stochastic chooses by a score, and coreset has none"),
+        ("random+power", "power chooses by a score, and random gives its cases none"),
+        ("coreset+stochastic", "stochastic chooses by a score, and coreset gives its cases none"),
         ("entropy+power+stochastic", "unknown query strategy"),
         ("", "unknown query strategy"),
         ("+power", "unknown query strategy"),

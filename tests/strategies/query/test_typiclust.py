@@ -38,7 +38,7 @@ def test_of_a_kind_the_case_is_chosen_that_is_nearest_to_its_neighbours() -> Non
     for one in found:
         members = np.flatnonzero(kind == kind[one.row])
         typicality = {}
-        for row in members:
+        for row in members.tolist():
             distances = np.sort(np.linalg.norm(unit[members] - unit[row], axis=1))[1:]
             typicality[row] = 1 / distances[: min(20, len(members) // 2)].mean()
         assert one.row == max(typicality, key=typicality.__getitem__)

@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.query import Seen, parse_query
 from strategies.query.balanced import class_balanced
 from strategies.query.cap import capped
 from strategies.query.choose import top
 from strategies.query.feal import FEAL
+from strategies.query.parse import parse_query
+from strategies.query.strategy import Seen
 from strategies.query.uncertainty import ENTROPY
-from strategies.query.wrappers import power, stochastic_batches
 from strategies.query.wrappers import class_balanced as balanced_wrapper
+from strategies.query.wrappers import power, stochastic_batches
 from strategies.records import Scores
 
 highest = partial(top, why="score")
@@ -42,7 +43,9 @@ def test_a_grant_is_met_though_only_patients_at_the_cap_are_left() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(patients=st.lists(st.integers(0, 4), max_size=20), count=st.integers(0, 20), cap=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    patients=st.lists(st.integers(0, 4), max_size=20), count=st.integers(0, 20), cap=st.integers(1, 4), seed=st.integers(0, 99)
+)
 def test_no_patient_has_more_than_it_must(patients: list[int], count: int, cap: int, seed: int) -> None:
     scores = of_patients(*patients)
     choose = parse_query("random+cap", per_patient=cap).choose
