@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from strategies.comparison import bootstrap, paired_bootstrap
+from strategies.comparison import bootstrap, holm, paired_bootstrap, sign_doubt
 
 
 def runs(effect: float, *, seeds: int = 5, patients: int = 20, noise: float = 0.02, of: int = 0) -> list[dict[str, float]]:
@@ -53,3 +53,22 @@ def test_the_mean_of_one_method_has_the_interval_of_its_difference_to_nothing() 
     assert bootstrap(ours) == paired_bootstrap(ours, [dict.fromkeys(run, 0.0) for run in ours])
     with pytest.raises(ValueError, match="same patients"):
         bootstrap([{"a": 0.1}, {"b": 0.1}])
+
+
+def test_holm_by_hand() -> None:
+    """Sorted .01, .02, .04 times 3, 2, 1 are .03, .04, .04: and none may fall below one before it."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.03, 0.03]) == pytest.approx([0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_difference_that_every_patient_shows_leaves_little_doubt_and_none_at_all_leaves_all() -> None:
+    rng = np.random.default_rng(0)
+    theirs = [{f"p{n}": 0.5 + 0.1 * rng.random() for n in range(10)} for _ in range(3)]
+    better = [{p: d + 0.05 for p, d in run.items()} for run in theirs]
+    assert sign_doubt(better, theirs) == pytest.approx(2 / 4001)
+    assert sign_doubt(theirs, better) == sign_doubt(better, theirs)
+    assert sign_doubt(theirs, theirs) == 1.0
+    noisy = [{p: d + 0.1 * rng.normal() for p, d in run.items()} for run in theirs]
+    assert 0.01 < sign_doubt(noisy, theirs) <= 1.0
