@@ -92,6 +92,14 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/
     typer.echo(build_report(run))
 
 
+@app.command()
+def strategies() -> None:
+    """List the query strategies: what each chooses, what it costs, and who published it."""
+    from configs.show_strategies import show
+
+    show(Console())
+
+
 @app.command("pretrain-sam")
 def pretrain_sam(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the weights")] = Path("runs/pretrain-sam"),

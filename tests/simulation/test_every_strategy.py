@@ -1,0 +1,37 @@
+"""Every query strategy chooses in a real run of two cycles, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from tests_support import events
+
+from simulation.run import simulate
+from strategies.query import STRATEGIES
+
+NEEDS = {"dropout": {"network.dropout": 0.2, "query.passes": 2}, "evidential head": {"network.head": "evidential"}}
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "feal+stochastic", "entropy+balanced+cap"])
+def test_a_run_with_it_asks_its_experts_and_says_why(tiny_config: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    needed = [item for need in STRATEGIES[name.split("+")[0]].needs for item in NEEDS.get(need, {}).items()]
+    overrides = [f"{key}={value}" for key, value in needed] + [f"query.strategy={name}"]
+    folder = simulate(tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), overrides, out=tmp_path / "run")
+    record = events(folder)
+    assert record[-1]["event"] == "end"
+    assert not [event for event in record if event["event"] == "refused"]
+    chosen = [row for site in ("north", "south", "west") for row in requests(folder / "sites" / site) if row.number == 1]
+    assert chosen
+    assert all(row.reason for row in chosen)
+    at_random = "at random" in " ".join(row.reason for row in chosen)
+    assert at_random == name.startswith("random"), [row.reason for row in chosen]
+
+
+def requests(workspace: Path) -> list[Any]:
+    """Rows (number, reason) of a site's requests."""
+    with create_engine(f"sqlite:///{workspace / 'site.db'}").connect() as connection:
+        return list(connection.execute(text("SELECT number, reason FROM requests")))
