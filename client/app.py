@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from client.allocator import keep_freed_memory
 from client.annotate.worklist import carry_out, collect
@@ -30,6 +32,7 @@ from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
 from client.stop import stopping_for_good
+from client.store import ImageRow
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
@@ -141,9 +144,16 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     sums = {}
     pictures = Pictures(site) if site.settings.save_pictures else None
     if site.shares_sums or pictures:
+        by_volume: dict[str, list[float]] = {}
+
+        def seen(image: ImageRow, truth: NDArray[np.uint8], mask: NDArray[np.uint8], dice: NDArray[np.float64]) -> None:
+            by_volume[image.id] = dice.tolist()
+            if pictures and image.role == "test":
+                pictures.see(image, truth, mask)
+
         for role in ("validation", "test"):
-            seen = pictures.see if pictures and role == "test" else None
             sums[role] = evaluate(site, network, plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
+        site.store.set_dice(request.run, request.cycle, by_volume)
     if pictures:
         pictures.write(request.cycle)
     strategy = strategy_of(plan, progress=request.progress)
@@ -183,6 +193,7 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
             balance=own_balance(site, plan) if behind >= site.settings.min_patients else None,
+            minutes=site.store.minutes(request.run, tick=request.tick),
             seconds=time.monotonic() - started,
         )
     )

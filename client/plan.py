@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from client.faults import SiteFault
-from configs.schema import Network, Preprocess, Query, Sam, Settings, Train
+from configs.schema import Cost, Network, Preprocess, Query, Sam, Settings, Train
 from strategies.networks import build_network
 from strategies.records import Weights
 
@@ -25,6 +25,7 @@ class Plan(Settings):
     train: Train
     sam: Sam
     query: Query
+    cost: Cost = Cost()
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Plan:

@@ -33,6 +33,7 @@ QueryName = Annotated[str, AfterValidator(_known_query)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 HeldOut = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
 """Names become folders: no path, no leading dot."""
@@ -238,6 +239,16 @@ class Privacy(Settings):
     min_patients: Positive = Field(1, description="a metric over fewer patients is withheld")
 
 
+class Cost(Settings):
+    """What a label costs an expert, in minutes, by a stated model (`strategies/effort.py`); 0 leaves a part out."""
+
+    image: NotNegative = Field(0.5, description="opening an image, once for all its slices that are asked for together")
+    slice: NotNegative = Field(0.1, description="looking at a slice")
+    contour: NotNegative = Field(0.1, description="each contour that is drawn")
+    length_px: NotNegative = Field(0.0025, description="each pixel of a contour's length, on the image's own grid")
+    proposals: bool = Field(True, description="simulated experts begin with the site's model's mask, and correct it")
+
+
 class Experts(Settings):
     """Simulated experts: the labels they give and when."""
 
@@ -268,6 +279,7 @@ class Run(Settings):
     federation: Federation = Federation()
     privacy: Privacy = Privacy()
     experts: Experts = Experts()
+    cost: Cost = Cost()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Run:

@@ -136,6 +136,7 @@ def initial_weights(run: Run) -> Weights:
             norm=run.network.norm,
             dropout=run.network.dropout,
             seed=seed,
+            head=run.network.head,
         )
         return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
 
@@ -149,7 +150,7 @@ def initial_weights(run: Run) -> Weights:
 
 def settings_for_sites(run: Run) -> dict[str, Any]:
     """What sites need to know of the run, and nothing about where the coordinator keeps things."""
-    shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query"})
+    shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query", "cost"})
     sam = run.sam.model_dump(mode="json", exclude={"checkpoint"})
     return {**shared, "sam": sam, "classes": run.class_names}
 

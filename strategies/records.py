@@ -199,6 +199,7 @@ class Annotation:
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
         balance: how level the classes are in what is annotated here, in [0, 1]; None below the site's `min_patients`.
+        minutes: what this run's labels have cost the experts so far.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Annotation:
     unlabelled: int | None = None
     skipped: int | None = None
     balance: float | None = None
+    minutes: float | None = None
     seconds: float | None = None
 
 

@@ -106,6 +106,7 @@ def replies(classes: int) -> dict[str, Reply]:
                 "labels": {
                     **dict.fromkeys(("granted", "received", "outstanding", "labelled", "unlabelled", "skipped"), COUNT),
                     "balance": Number(whole=False, high=1.0, optional=True),
+                    "minutes": Number(whole=False, optional=True),
                     "seconds": SECONDS,
                 }
             },
@@ -297,6 +298,7 @@ def pack_annotation(annotation: Annotation) -> RecordDict:
             unlabelled=annotation.unlabelled,
             skipped=annotation.skipped,
             balance=annotation.balance,
+            minutes=annotation.minutes,
             seconds=annotation.seconds,
         ),
     )

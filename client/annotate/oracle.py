@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from client.annotate.proposal import propose
 from client.faults import SiteFault
 from client.plan import Plan
 from client.site import Site
@@ -21,7 +22,7 @@ class Oracle:
     name = "oracle"
 
     def __init__(self, site: Site, plan: Plan) -> None:
-        self._site = site
+        self._site, self._plan = site, plan
         self.reads = 0
         path = site.workspace / "hidden" / "schedule.json"
         try:
@@ -32,7 +33,9 @@ class Oracle:
         self._absent: set[int] = set(schedule["absent_cycles"])
 
     def publish(self, requests: Sequence[Request]) -> None:
-        """Nothing to do: the oracle is asked directly."""
+        """The oracle is asked directly; where experts begin with proposals, they are made now, by the model of the day."""
+        for request in requests if self._plan.cost.proposals else ():
+            propose(self._site, self._plan, request)
 
     def answers(self, requests: Sequence[Request], *, cycle: int, tick: int) -> list[tuple[Request, NDArray[np.uint8] | str]]:
         """Labels of the requests whose delay, in ticks, is over; none in a cycle in which the expert is away."""

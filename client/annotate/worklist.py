@@ -16,6 +16,7 @@ from client.plan import Plan
 from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
+from strategies.effort import Effort
 from strategies.query.choose import at_random
 from strategies.query.parse import parse_query
 from strategies.query.units import grouped, spread_out
@@ -76,7 +77,8 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
                 site.store.set_problem(request.case.id, answer)
                 site.log.warning("case %s: %s", request.case.id, answer)
             continue
-        site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name)
+        minutes = _minutes(site, plan, request, answer)
+        site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name, minutes=minutes)
         came += 1
     annotator.publish(site.store.open_requests())
     after = site.store.counts().get("labelled", 0)
@@ -87,6 +89,13 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
         )
     site.store.check_conserved()
     return came
+
+
+def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) -> float:
+    """What the label cost the expert, who began with the proposal that was kept, if any."""
+    parts = plan.cost.model_dump(exclude={"proposals"})
+    proposal = site.store.proposal(request.case.id, shape=(mask.shape[0], mask.shape[1]))
+    return Effort(**parts).minutes(mask, proposal=proposal, opens_image=site.store.opens_image(request.case.id))
 
 
 def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float) -> Selection:

@@ -13,7 +13,10 @@ from tests_support import events
 from simulation.run import simulate
 from strategies.query import STRATEGIES
 
-NEEDS = {"dropout": {"network.dropout": 0.2, "query.passes": 2}, "evidential head": {"network.head": "evidential"}}
+NEEDS: dict[str, dict[str, object]] = {
+    "dropout": {"network.dropout": 0.2, "query.passes": 2},
+    "evidential head": {"network.head": "evidential"},
+}
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "feal+stochastic", "entropy+balanced+cap"])
