@@ -318,6 +318,12 @@ class Store:
                 masks = [_unpacked(rows[case_id]) for case_id in some]
             yield from masks
 
+    def first_labelled(self, count: int) -> list[str]:
+        """The cases whose labels came first."""
+        query = select(LabelTable.case).order_by(LabelTable.tick, LabelTable.case).limit(count)
+        with self._session() as session:
+            return list(session.scalars(query))
+
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""
         first = func.min(RequestTable.id)
@@ -351,6 +357,20 @@ class Store:
                 for class_, value in enumerate(by_class, start=1):
                     if np.isfinite(value):
                         session.merge(DiceTable(run=run, cycle=cycle, image=image, class_=class_, dice=float(value)))
+
+    def dice(self, cycle: int, role: str) -> dict[str, float]:
+        """Patient to mean Dice in a cycle over classes, then over the volumes of the patient, of a held-out role."""
+        query = (
+            select(ImageTable.patient, DiceTable.image, func.avg(DiceTable.dice))
+            .join(ImageTable, ImageTable.id == DiceTable.image)
+            .where(DiceTable.cycle == cycle, ImageTable.role == role)
+            .group_by(ImageTable.patient, DiceTable.image)
+        )
+        volumes: dict[str, list[float]] = {}
+        with self._session() as session:
+            for patient, _, mean in session.execute(query).tuples():
+                volumes.setdefault(patient, []).append(float(mean))
+        return {patient: sum(dice) / len(dice) for patient, dice in sorted(volumes.items())}
 
     # ---------------------------------------------------------------------------------------------------- invariants
 

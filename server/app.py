@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from configs.schema import Run
 from server.checkpoint import Ledger, State, save_weights
 from server.history import History, event
 from server.progress import progress_for
-from server.rounds import Federation, run_rounds
+from server.rounds import Federation, Progress, run_rounds
 from server.sites import FederationFault, join
 from strategies.global_model import GlobalModel
 from strategies.networks import build_network
@@ -52,8 +53,8 @@ def main(grid: Grid, context: Context) -> None:
     coordinate(grid, Path(str(folder)), engine=str(context.run_config.get("engine", "flower")))
 
 
-def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
-    """The run in `folder` from its configuration and checkpoint to its end.
+def coordinate(grid: Grid, folder: Path, *, engine: str, shown: Progress | None = None) -> None:
+    """The run in `folder` from its configuration and checkpoint to its end; `shown` takes the place of a display of its own.
 
     Raises:
         FederationFault: too few sites; what was done is kept.
@@ -61,7 +62,7 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
     """
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
-    with locked(folder / "checkpoint"), progress_for(run.name) as progress:
+    with locked(folder / "checkpoint"), nullcontext(shown) if shown else progress_for(run.name) as progress:
         history = History(folder / "history.jsonl")
         if history.ended:
             return

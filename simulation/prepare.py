@@ -64,7 +64,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
     state = _begin(run, out)
     if state.get("sites"):
         for name in state["sites"]:
-            _write_site_toml(run, out / "sites" / name)
+            write_site_toml(run, out / "sites" / name)
         return list(state["sites"])
     sources = phantoms(run, out / "data", tell) if run.data.format == "phantom" else indexed(run)
     sites = _sites(run, sources, tell)
@@ -163,7 +163,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     """Write one site, or find it written; (C,) pixels of each class in its truth."""
     folder = out / "sites" / name
     marker = folder / "hidden" / "done.json"
-    _write_site_toml(run, folder)
+    write_site_toml(run, folder)
     if marker.exists():
         return np.asarray(read_object(marker, keys=["pixels"], remedy=_DELETE)["pixels"], dtype=np.int64)
     if run.split.sites == "scanner":
@@ -193,7 +193,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     return pixels
 
 
-def _write_site_toml(run: Run, folder: Path) -> None:
+def write_site_toml(run: Run, folder: Path) -> None:
     site = Site(
         name=folder.name,
         key=site_key(folder.name, split_seed=run.split.split_seed),

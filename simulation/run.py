@@ -20,6 +20,7 @@ from server.app import coordinate
 from server.progress import progress_for
 from server.report import build_report
 from server.report_data import learning_curve
+from server.rounds import Progress
 from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
 from simulation.prepare import is_prepared, prepare, warnings_of
@@ -86,15 +87,15 @@ def simulate(
     return folder
 
 
-def start(folder: Path, names: Sequence[str], *, engine: str) -> None:
-    """Run the coordinator and the sites of a prepared folder on an engine."""
+def start(folder: Path, names: Sequence[str], *, engine: str, shown: Progress | None = None) -> None:
+    """Run the coordinator and the sites of a prepared folder on an engine; `shown` is told how far an inline run is."""
     if engine == "cluster":
         run_on_cluster(folder, sites=len(names))
         return
     configs: list[dict[str, str | int]] = [{"partition-id": rank, "num-partitions": len(names)} for rank in range(len(names))]
     grid = InlineGrid(make_app(), configs, run_config={"run-dir": str(folder)})
     with grid.swept():
-        coordinate(grid, folder, engine="inline")
+        coordinate(grid, folder, engine="inline", shown=shown)
 
 
 def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:

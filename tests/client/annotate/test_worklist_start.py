@@ -76,7 +76,7 @@ def test_names_count_before_the_first_training_only(tiny_config: Callable[..., P
         for cycle in (1, 2):
             carry_out(site, plan, run="r", cycle=cycle, cases=1, tick=cycle)
         reasons = {request.reason for request in site.store.open_requests()}
-        assert reasons == {"chosen at random: the site was away when the pool was scored"}, "the expert is told so"
+        assert reasons == {"chosen at random: the pool was not scored here in this cycle"}, "the expert is told so"
     assert (workspace / "site.log").read_text().count("its cases are chosen at random") == 2
 
 

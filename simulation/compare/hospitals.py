@@ -1,0 +1,45 @@
+"""The hospitals of a comparison, made once for each seed, and lent to every run.
+
+A run has a database and models of its own. Hidden labels, the cut and scaled images, held-out truth and SAM's embeddings are
+those of the comparison: they follow from the images alone, and making them anew would take longer than many a run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.files import write_text
+from configs.load import dump
+from configs.schema import Run
+from simulation.prepare import prepare, write_site_toml
+from simulation.sources import Progress
+
+
+def hospitals(run: Run, folder: Path, *, progress: Progress) -> tuple[Path, list[str]]:
+    """Where the hospitals for this run's seed lie, and their names; they are made where they are not there."""
+    made = folder / "hospitals" / f"seed{run.seed}"
+    return made, prepare(run, made, progress=progress)
+
+
+def lend(made: Path, names: Sequence[str], run: Run, folder: Path, *, cache: Path) -> None:
+    """A run's folder with the sites `names`, as `simulation.run.start` takes it; what is there stays.
+
+    Args:
+        made: as `hospitals` gives it.
+        cache: the comparison's, with a folder for each site.
+    """
+    for name in names:
+        own, site = made / "sites" / name, folder / "sites" / name
+        write_site_toml(run, site)
+        shutil.copyfile(own / "images.csv", site / "images.csv")
+        _link(site / "hidden", own / "hidden")
+        _link(site / "cache", cache / name)
+    write_text(folder / "config.toml", dump(run))  # last: a folder without it was not finished
+
+
+def _link(link: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(target.resolve(), target_is_directory=True)
