@@ -100,9 +100,7 @@ def read_object(path: Path, *, keys: Iterable[str] = (), remedy: str) -> dict[st
 
 
 @contextlib.contextmanager
-def locked(
-    folder: Path, *, remedy: str = "wait for it to end, or choose another folder", wait: bool = False
-) -> Iterator[None]:
+def locked(folder: Path, *, remedy: str = "wait for it to end, or choose another folder", wait: bool = False) -> Iterator[None]:
     """Hold the folder's lock; the lock goes with the process, so a killed one leaves nothing to clean up.
 
     With `wait` another process is waited for.

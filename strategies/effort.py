@@ -6,7 +6,7 @@
               times the share of pixels that a proposal had wrong, where there was one
 
 So a slice without a structure is cheap, a volume is cheaper than its slices one by one, and a good proposal saves most of the
-drawing but never the looking. Curves against minutes compare strategies that ask for easy cases with those that ask for hard
+drawing but never the looking; a poor one is thrown away and costs nothing more. Curves against minutes compare strategies that ask for easy cases with those that ask for hard
 ones.
 """
 
@@ -40,8 +40,8 @@ class Effort:
             opens_image: whether it is the first slice of its image that is asked for at a time.
         """
         drawing = self.drawing(mask)
-        if proposal is not None:  # wiping out what is wrong is work as well
-            drawing = max(drawing, self.drawing(proposal)) * changed_share(mask, proposal)
+        if proposal is not None:  # a poor one is deleted with a click, and drawn anew
+            drawing = min(drawing, max(drawing, self.drawing(proposal)) * changed_share(mask, proposal))
         return opens_image * self.image + self.slice + drawing
 
     def drawing(self, mask: NDArray[np.uint8]) -> float:

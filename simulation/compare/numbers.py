@@ -112,7 +112,8 @@ def patient_aubc(ran: Ran, *, role: str = "test", over: str = "labels") -> dict[
 
 def mean_dice(point: Point, *, role: str = "test") -> float:
     """Over patients."""
-    return statistics.mean(getattr(point, role).values())
+    patients: dict[str, float] = getattr(point, role)
+    return statistics.mean(patients.values())
 
 
 def at_budgets(runs: Sequence[Ran], budgets: Sequence[float]) -> dict[float, float | None]:

@@ -84,7 +84,11 @@ def _points(folder: Path) -> tuple[list[Point], float]:
             cycle = int(event["cycle"])
             shown = sum(_foreground(store, labelled.get(site, 0)) for site, store in stores.items())
             by_role = {
-                role: {f"{site}/{patient}": dice for site, store in stores.items() for patient, dice in store.dice(cycle, role).items()}
+                role: {
+                    f"{site}/{patient}": dice
+                    for site, store in stores.items()
+                    for patient, dice in store.dice(cycle, role).items()
+                }
                 for role in ("validation", "test")
             }
             found.append(

@@ -13,6 +13,7 @@ done by whoever begins it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def compare(
         console.print("\nStopped; every finished step is kept. The same command goes on, and others may help with it.")
         sys.exit(130)
     found = [ran for arm, seed in jobs if (ran := record.read(_folder(folder, arm, seed) / "record.json")) is not None]
-    page = write_page(folder, plain, arms, found)
+    page = write_page(folder, plain, arms, found, seeds=len(seeds), command=_command(config, overrides, queries, seeds, out))
     console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
     return folder
 
@@ -71,6 +72,13 @@ class _Part:
 
     def step(self, text: str, *, done: int, total: int) -> None:
         self.shown.step(f"{self.name}: {text} ({done}/{total})", done=self.place, total=self.runs)
+
+
+def _command(config: Path, overrides: Sequence[str], queries: Sequence[str], seeds: Sequence[int], out: Path | None) -> str:
+    parts = ["wardround compare", str(config), *(f"--set '{item}'" for item in overrides)]
+    parts += [f"--query {' '.join(queries)}"] if queries else []
+    parts += [f"--seeds {' '.join(map(str, seeds))}"] + ([f"--out {os.path.relpath(out)}"] if out else [])
+    return " ".join(parts)
 
 
 def _claim(folder: Path, run: Run) -> None:

@@ -50,7 +50,10 @@ def test_a_proposal_saves_what_it_has_right() -> None:
     assert changed_share(mask, proposal) == 0.25
     assert EFFORT.minutes(mask, proposal=mask, opens_image=False) == 1.0
     assert EFFORT.minutes(mask, proposal=proposal, opens_image=False) == pytest.approx(1.0 + 0.66 / 4)
-    assert EFFORT.minutes(EMPTY, proposal=mask, opens_image=False) == pytest.approx(1.66), "wiping out is work"
+    assert EFFORT.minutes(EMPTY, proposal=mask, opens_image=False) == 1.0, "what is wrong altogether is deleted with a click"
+    half_too_much = square(4) + square(4, at=7)
+    assert changed_share(mask, half_too_much) == 0.5
+    assert EFFORT.minutes(mask, proposal=half_too_much, opens_image=False) == pytest.approx(1.0 + 2 * 0.66 / 2), "or corrected"
     assert EFFORT.minutes(mask, proposal=EMPTY) == EFFORT.minutes(mask), "an empty proposal saves nothing"
 
 
@@ -61,4 +64,4 @@ def test_the_share_is_one_and_the_cost_never_below_looking(mask: np.ndarray, pro
     assert 0 <= share <= 1
     assert (share == 0) == bool((mask == proposal).all())
     minutes = EFFORT.minutes(mask, proposal=proposal, opens_image=False)
-    assert 1.0 <= minutes <= 1.0 + max(EFFORT.drawing(mask), EFFORT.drawing(proposal)) + 1e-9
+    assert 1.0 <= minutes <= EFFORT.minutes(mask, opens_image=False) + 1e-9

@@ -1,0 +1,63 @@
+"""A whole comparison: done once, gone on with, and told in a page and a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.faults import ConfigError
+from simulation.compare import record
+from simulation.compare.run import compare
+from simulation.run import RunFolderError
+
+OVERRIDES = ("split.test_fraction=0.4",)
+
+
+def test_a_comparison_has_its_baselines_and_is_done_once(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    assert compare(config, [], queries=["entropy"], seeds=[0], out=out) == out.resolve()
+    names = sorted(path.parent.name for path in (out / "runs").glob("*/record.json"))
+    assert names == ["all_labels-seed0", "each_site_alone-seed0", "entropy-seed0", "random-seed0", "random_fg-seed0"]
+    runs = {name: record.read(out / "runs" / name / "record.json") for name in names}
+    assert all(ran is not None for ran in runs.values())
+    entropy, random = runs["entropy-seed0"], runs["random-seed0"]
+    assert entropy is not None
+    assert random is not None
+    assert [point.labels for point in entropy.points] == [point.labels for point in random.points]
+    assert entropy.points[0].test == random.points[0].test, "the first request is the same, and so is all that follows from it"
+    assert entropy.points[0].test.keys() == {patient for ran in runs.values() if ran for patient in ran.points[-1].test}
+    whole = runs["all_labels-seed0"]
+    assert whole is not None
+    assert whole.points[-1].foreground == 1.0
+    assert whole.points[-1].minutes > entropy.points[-1].minutes > entropy.points[0].minutes > 0
+
+    page = (out / "compare.html").read_text()
+    assert "complete" in page
+    assert "entropy" in page
+    with (out / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["strategy"] for row in rows} == {"random", "random_fg", "entropy", "all labels", "each site alone"}
+
+    def no_more(*_: object, **__: object) -> None:
+        raise AssertionError("everything was there")
+
+    monkeypatch.setattr("simulation.compare.run.start", no_more)
+    compare(config, [], queries=["entropy"], seeds=[0], out=out)
+    assert (out / "compare.html").read_text() == page
+
+
+def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)entorpy.*marign"):
+        compare(tiny_config(), [], queries=["entorpy", "marign"], seeds=[0], out=tmp_path / "c")
+
+
+def test_another_comparison_is_not_mixed_in(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "something").write_text("")
+    with pytest.raises(RunFolderError, match="holds no comparison"):
+        compare(tiny_config(), [], queries=[], seeds=[0], out=tmp_path / "c")
