@@ -211,7 +211,10 @@ class Query(Settings):
 class Budget(Settings):
     """How many cases experts are asked for."""
 
-    rule: Literal["fixed", "proportional"] = Field("fixed", description="per site equal, or by pool size")
+    rule: Literal["fixed", "proportional", "adaptive"] = Field(
+        "fixed", description="per site equal, by pool size, or by how unsure the model is of the cases that would come next"
+    )
+    floor: Fraction = Field(0.5, description="share of per_cycle that adaptive grants every site in any case")
     cold_start: Positive = Field(4, description="cases per site before any training")
     per_cycle: Count = Field(4, description="cases per site and cycle after it (on average, when proportional)")
 

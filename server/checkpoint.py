@@ -36,6 +36,7 @@ class State:
         tick: rounds and polls so far, the clock of simulated experts.
         unlabelled: pool size by site, None where withheld.
         labelled: labels by site, None where withheld.
+        quantiles: of the scores in each site's pool at the last assessment; empty where withheld.
         balance: how level classes are in what each site has annotated, None where withheld.
         grants: what each site may ask for in the cycle at hand.
         owed: requests that a site gave no answer to, cycle (as text) to cases; repeated when the site answers again.
@@ -50,6 +51,7 @@ class State:
     tick: int = 0
     unlabelled: Mapping[str, int | None] = field(default_factory=dict)
     labelled: Mapping[str, int | None] = field(default_factory=dict)
+    quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
     balance: Mapping[str, float | None] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
     owed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
 from strategies.global_model import parts_of
 from strategies.query.budget import BUDGETS
-from strategies.records import Assessment, Weights
+from strategies.records import Assessment, Demand, Weights
 
 IN_EVERY_ROUND = ("supervised", "total")
 """Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
@@ -75,11 +75,12 @@ def run_rounds(federation: Federation, ledger: Ledger) -> None:
 def grant(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
     """How many cases each site may ask for: the cold start before any training, the cycle's budget after it."""
     budget = federation.run.budget
-    pools = {name: state.unlabelled.get(name) for name in federation.sites.names}
-    if cycle == 0:
-        grants = BUDGETS["fixed"](pools, per_site=budget.cold_start)
-    else:
-        grants = BUDGETS[budget.rule](pools, per_site=budget.per_cycle)
+    counts = {name: state.unlabelled.get(name) for name in federation.sites.names}
+    pools = {
+        name: None if count is None else Demand(count, tuple(state.quantiles.get(name, ()))) for name, count in counts.items()
+    }
+    rule, cases = ("fixed", budget.cold_start) if cycle == 0 else (budget.rule, budget.per_cycle)
+    grants = BUDGETS[rule](pools, per_site=cases, floor=budget.floor)
     told = event("grant", cycle=cycle, sites={name: {"granted": cases} for name, cases in grants.items()})
     return replace(state, grants=grants), [told]
 
@@ -262,7 +263,8 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         "dice_worst_test": _worst(told, "dice_test"),
     }
     pools = {name: a.demand.unlabelled if a.demand else None for name, a in assessments.items()}
-    state = replace(state, unlabelled={**state.unlabelled, **pools}, last=numbers)
+    quantiles = {name: list(a.demand.quantiles) if a.demand else [] for name, a in assessments.items()}
+    state = replace(state, unlabelled={**state.unlabelled, **pools}, quantiles={**state.quantiles, **quantiles}, last=numbers)
     dice = numbers["dice_mean"]
     if dice is not None and (state.best_dice is None or dice > state.best_dice):
         save_weights(federation.folder / "weights" / "best.safetensors", state.weights)
