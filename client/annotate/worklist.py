@@ -90,6 +90,8 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
 
 def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Selection:
     unlabelled = site.store.cases("unlabelled")
+    if not unlabelled:
+        return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
     unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
