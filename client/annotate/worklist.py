@@ -100,6 +100,8 @@ def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) 
 
 def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float) -> Selection:
     unlabelled = site.store.cases("unlabelled")
+    if not unlabelled:
+        return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
     unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
