@@ -182,18 +182,21 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    behind = len({case.patient for case in site.store.cases("labelled")})
+    labelled = site.store.first_labelled(counts.get("labelled", 0) - later)
+    known = set(labelled)
+    behind = {case.patient for case in site.store.cases("labelled") if case.id in known}
+    enough = len(behind) >= site.settings.min_patients
     return wire.pack_annotation(
         Annotation(
             site.name,
             granted=granted,
             received=site.store.received(request.run, request.cycle, tick=request.tick),
             outstanding=counts.get("requested", 0) + later,
-            labelled=counts.get("labelled", 0) - later,
+            labelled=len(labelled),
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
-            balance=own_balance(site, plan) if behind >= site.settings.min_patients else None,
-            minutes=site.store.minutes(request.run, tick=request.tick),
+            balance=own_balance(site, plan, labelled) if enough and plan.query.model == "switch" else None,
+            minutes=site.store.minutes(request.run, tick=request.tick) if enough else None,
             seconds=time.monotonic() - started,
         )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
     """FairFAL's switch, with the classes that either model finds in the pool."""
     shares = {name: _shares(site, plan, network) for name, network in models.items()}
     if mean_balance < 0:  # no site tells: then its own
-        mean_balance = own_balance(site, plan)
+        mean_balance = own_balance(site, plan, [case.id for case in site.store.cases("labelled")])
     apart = divergence(shares["global"], shares["local"])
     heard: Model = "global" if global_model_scores(divergence=apart, mean_balance=mean_balance) else "local"
     site.log.info(
@@ -88,9 +88,9 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
     return heard
 
 
-def own_balance(site: Site, plan: Plan) -> float:
-    """How level classes are in what is annotated here: foreground classes, or with a single one it and the background."""
-    counts = class_pixels(site, classes=len(plan.classes))
+def own_balance(site: Site, plan: Plan, case_ids: Sequence[str]) -> float:
+    """How level classes are in labels of this site: foreground classes, or with a single one it and the background."""
+    counts = class_pixels(site, case_ids, classes=len(plan.classes))
     return balance(counts[1:].tolist() if len(counts) > 2 else counts.tolist())
 
 

@@ -50,10 +50,10 @@ def looks(
         yield part, _seen(models, images, pixels, passes=strategy.passes, labelled_pixels=labelled_pixels, embedding=embedding)
 
 
-def class_pixels(site: Site, *, classes: int) -> NDArray[np.float64]:
-    """(C+1,) pixels of each class in the masks that experts gave, background first, on the images' own grids."""
+def class_pixels(site: Site, case_ids: Sequence[str], *, classes: int) -> NDArray[np.float64]:
+    """(C+1,) pixels of each class in the masks that experts gave of labelled cases, background first, on their own grids."""
     counts = np.zeros(classes + 1)
-    for mask in site.store.labels([case.id for case in site.store.cases("labelled")]):
+    for mask in site.store.labels(case_ids):
         counts += np.bincount(mask.ravel(), minlength=classes + 1)[: classes + 1]
     return counts
 

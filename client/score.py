@@ -47,7 +47,9 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     cases = site.store.cases("unlabelled")
     labelled = site.store.cases("labelled", "requested") if strategy.labelled else []
     slices = Slices(site, plan.preprocess)
-    counts = class_pixels(site, classes=len(plan.classes)) if strategy.look is not None else np.zeros(1)
+    counts = np.zeros(1)
+    if strategy.look is not None:
+        counts = class_pixels(site, [case.id for case in site.store.cases("labelled")], classes=len(plan.classes))
     with torch.inference_mode(), torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, cycle, "dropout passes"))
 
