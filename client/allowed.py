@@ -148,6 +148,8 @@ def checked(given: RecordDict, *, allowed: Allowed, weight: int) -> RecordDict:
         if name == "site":
             content[name] = _checked_site(record, allowed)
         elif name == "update" and allowed.reply.update:
+            if allowed.reply.sums and allowed.share != "updates+sums":
+                raise NotAllowed("it has sums over cases, but this site shares updates only")
             content[name] = _checked_update(record, allowed.arrays)
         elif name in allowed.reply.metrics:
             content[name] = _checked_metrics(name, record, allowed)

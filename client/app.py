@@ -24,6 +24,7 @@ from client.egress import EgressLog
 from client.evaluate import evaluate
 from client.faults import SiteFault
 from client.gate import Policy, make_gate
+from client.kinds import told
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, network_with
@@ -174,8 +175,17 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
 def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Carry out the grant once, then take in the labels that are there; also the poll for labels that have arrived."""
     started = time.monotonic()
+    centroids = wire.unpack_weights(message.content.array_records["weights"])["centroids"] if request.kinds else None
     granted = carry_out(
-        site, plan, run=request.run, cycle=request.cycle, cases=request.grant, tick=request.tick, progress=request.progress
+        site,
+        plan,
+        run=request.run,
+        cycle=request.cycle,
+        cases=request.grant,
+        tick=request.tick,
+        progress=request.progress,
+        kinds=request.kinds,
+        centroids=centroids,
     )
     collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
     if not site.shares_sums:
@@ -200,6 +210,11 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             seconds=time.monotonic() - started,
         )
     )
+
+
+def kinds(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """A site's sums for finding kinds of cases with the others."""
+    return wire.pack_kinds(site.name, told(site, plan, wire.unpack_weights(message.content.array_records["weights"])))
 
 
 def _answered(answer: Answer, message: Message, context: Context) -> Message:
@@ -250,12 +265,13 @@ def policy_of(context: Context) -> Policy:
 
 
 def make_app() -> ClientApp:
-    """The ClientApp with its four messages, behind the gate."""
+    """The ClientApp with its five messages, behind the gate."""
     made = ClientApp(mods=[make_gate(policy_of)])
     made.query("join")(_handle(join))
     made.train()(_handle(train_round))
     made.query("assess")(_handle(assess))
     made.query("annotate")(_handle(annotate))
+    made.query("kinds")(_handle(kinds))
     return made
 
 

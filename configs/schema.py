@@ -211,8 +211,10 @@ class Query(Settings):
 class Budget(Settings):
     """How many cases experts are asked for."""
 
-    rule: Literal["fixed", "proportional", "adaptive"] = Field(
-        "fixed", description="per site equal, by pool size, or by how unsure the model is of the cases that would come next"
+    rule: Literal["fixed", "proportional", "adaptive", "coordinated"] = Field(
+        "fixed",
+        description="per site equal, by pool size, by how unsure the model is of the cases that would come next, or by kinds of "
+        "cases that sites find together from sums",
     )
     floor: Fraction = Field(0.5, description="share of per_cycle that adaptive grants every site in any case")
     cold_start: Positive = Field(4, description="cases per site before any training")

@@ -17,12 +17,14 @@ import numpy as np
 from configs.schema import Run
 from server.checkpoint import Ledger, State, save_weights
 from server.history import Event, event
+from server.kinds import find_kinds
 from server.sites import FederationFault, Problems, Sites
 from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
 from strategies.global_model import parts_of
 from strategies.query.budget import BUDGETS
 from strategies.records import Assessment, Demand, Weights
+from strategies.sam_parts import SIZES
 
 IN_EVERY_ROUND = ("supervised", "total")
 """Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
@@ -80,9 +82,31 @@ def grant(federation: Federation, state: State, *, cycle: int) -> tuple[State, l
         name: None if count is None else Demand(count, tuple(state.quantiles.get(name, ()))) for name, count in counts.items()
     }
     rule, cases = ("fixed", budget.cold_start) if cycle == 0 else (budget.rule, budget.per_cycle)
+    if budget.rule == "coordinated" and (cycle or federation.run.query.cold_start != "random"):
+        return _share_kinds(federation, state, cycle=cycle, per_site=cases)
     grants = BUDGETS[rule](pools, per_site=cases, floor=budget.floor)
     told = event("grant", cycle=cycle, sites={name: {"granted": cases} for name, cases in grants.items()})
-    return replace(state, grants=grants), [told]
+    return replace(state, grants=grants, kinds={}, kinds_cycle=-1, centroids=()), [told]
+
+
+def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: int) -> tuple[State, list[Event]]:
+    """`per_site` × sites cases, kind by kind, to the sites that have most of them."""
+    run, problems = federation.run, Problems()
+    strategy = run.query.strategy if cycle else run.query.cold_start
+    kinds = find_kinds(
+        federation.sites,
+        problems,
+        features=SIZES[run.sam.size].prompt_dim,
+        labels=state.labels_total or 0,
+        total=per_site * len(federation.sites.names),
+        covering=strategy == "probcover",
+        seed=run.seed,
+        cycle=cycle,
+    )
+    grants = {name: len(own) for name, own in kinds.of_site.items()}
+    sites = {name: {"granted": cases, **kinds.traffic.get(name, {})} for name, cases in grants.items()}
+    state = replace(state, grants=grants, kinds=dict(kinds.of_site), kinds_cycle=cycle, centroids=kinds.centroids.tolist())
+    return state, [event("grant", cycle=cycle, sites=sites), *problems.events("grant", cycle=cycle, round=0)]
 
 
 def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
@@ -144,10 +168,13 @@ def _ask_for_labels(
 ) -> None:
     """Put the grants of a cycle to their sites, or poll for their labels; what they tell is added to `told`."""
     progress = _progress(federation.run, cycle=cycle)
+    kinds = state.kinds if cycle == state.kinds_cycle else {}
     requests = {
-        name: wire.Request(cycle=cycle, tick=state.tick, grant=cases, progress=progress) for name, cases in grants.items()
+        name: wire.Request(cycle=cycle, tick=state.tick, grant=cases, progress=progress, kinds=tuple(kinds.get(name, ())))
+        for name, cases in grants.items()
     }
-    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
+    places = wire.pack_weights({"centroids": np.array(state.centroids)}) if kinds else None
+    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation, weights=places):
         numbers = vars(answer.record) | answer.traffic
         before = told.get(answer.site, {})
         for key in ("bytes_up", "bytes_down", "seconds"):

@@ -6,8 +6,8 @@
               times the share of pixels that a proposal had wrong, where there was one
 
 So a slice without a structure is cheap, a volume is cheaper than its slices one by one, and a good proposal saves most of the
-drawing but never the looking; a poor one is thrown away and costs nothing more. Curves against minutes compare strategies that ask for easy cases with those that ask for hard
-ones.
+drawing but never the looking; a poor one is thrown away and costs nothing more. Curves against minutes compare strategies
+that ask for easy cases with those that ask for hard ones.
 """
 
 from __future__ import annotations

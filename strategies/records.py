@@ -105,8 +105,11 @@ class Selection:
     choices: tuple[Choice, ...]
 
     def __post_init__(self) -> None:
-        if len({c.case_id for c in self.choices}) != len(self.choices):
-            raise ValueError("a case was chosen twice")
+        seen: set[str] = set()
+        for choice in self.choices:
+            if choice.case_id in seen:
+                raise ValueError(f"case {choice.case_id} was chosen twice")
+            seen.add(choice.case_id)
 
     @property
     def case_ids(self) -> list[str]:

@@ -20,7 +20,7 @@ from strategies.records import Annotation, Assessment, Demand, Joined, Refused, 
 
 PROTOCOL = 6
 
-JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
+JOIN, TRAIN, ASSESS, ANNOTATE, KINDS = "query.join", "train", "query.assess", "query.annotate", "query.kinds"
 
 CODES = (
     "protocol-mismatch",  # the coordinator speaks another version
@@ -62,11 +62,13 @@ class Reply:
         update: whether the `update` arrays are part of it.
         metrics: record name to key to number; records are left out, not filled with zeros, when withheld.
         patients: records in which the key `patients` must be at least the site's `min_patients`.
+        sums: whether the `update` is of sums over cases, which leave only where the site shares sums.
     """
 
     update: bool
     metrics: Mapping[str, Mapping[str, Number]]
     patients: tuple[str, ...] = ()
+    sums: bool = False
 
 
 COUNT = Number(whole=True, high=1e7)
@@ -100,6 +102,7 @@ def replies(classes: int) -> dict[str, Reply]:
             metrics={"validation": sums, "test": sums, "demand": demand, "assessing": {"seconds": SECONDS}},
             patients=("validation", "test"),
         ),
+        KINDS: Reply(update=True, metrics={}, sums=True),
         ANNOTATE: Reply(
             update=False,
             metrics={
@@ -136,6 +139,8 @@ class Request:
         progress: of the run's queries, 0 at the first to 1 at the last.
         mean_balance: how level classes are in what the sites have annotated, in [0, 1] (`fairfal.balance`); below 0 where no
             site tells.
+        kinds: for `query.annotate`: numbers of the centroids in `weights` that the site is to choose by, one a case; none where
+            sites choose without each other.
         run: random name of the run; a site keeps what it learned under it apart from other runs.
         settings: the run's settings that sites need: classes, preprocess, network, train, sam, query, seed.
     """
@@ -149,6 +154,7 @@ class Request:
     grant: int = 0
     progress: float = 0.0
     mean_balance: float = -1.0
+    kinds: tuple[int, ...] = ()
     run: str = ""
     protocol: int = PROTOCOL
     settings: Mapping[str, Any] | None = None
@@ -167,6 +173,7 @@ def pack_request(request: Request, weights: ArrayRecord | None = None) -> Record
             "grant": request.grant,
             "progress": request.progress,
             "mean_balance": request.mean_balance,
+            "kinds": list(request.kinds),
             "run": request.run,
             "protocol": request.protocol,
             "settings": json.dumps(request.settings, sort_keys=True),
@@ -183,6 +190,7 @@ def unpack_request(content: RecordDict) -> Request:
     try:
         fields: dict[str, Any] = dict(content.config_records["request"])
         fields["settings"] = json.loads(str(fields["settings"]))
+        fields["kinds"] = tuple(fields["kinds"])
         return Request(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a wardround request: {error}") from error
@@ -306,6 +314,14 @@ def pack_annotation(annotation: Annotation) -> RecordDict:
 
 def unpack_annotation(content: RecordDict) -> Annotation:
     return Annotation(name=_name(content), **_metrics(content, "labels"))
+
+
+def pack_kinds(name: str, sums: Weights) -> RecordDict:
+    return _content(name, update=pack_weights(sums))
+
+
+def unpack_kinds(content: RecordDict) -> Weights:
+    return unpack_weights(content.array_records["update"])
 
 
 def pack_refused(refused: Refused) -> RecordDict:

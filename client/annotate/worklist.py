@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from client.annotate.folder import Folder
 from client.annotate.oracle import Oracle
 from client.faults import SiteFault
+from client.kinds import embedded
 from client.plan import Plan
 from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
 from strategies.effort import Effort
 from strategies.query.choose import at_random
+from strategies.query.coordinate import most_typical_of
 from strategies.query.parse import parse_query
 from strategies.query.units import grouped, spread_out
 from strategies.randomness import numpy_rng
-from strategies.records import Scores, Selection
+from strategies.records import Choice, Scores, Selection
 
 
 class Annotator(Protocol):
@@ -44,16 +46,31 @@ def annotator_of(site: Site, plan: Plan) -> Annotator:
     return ANNOTATORS[site.settings.annotator](site, plan)
 
 
-def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int, progress: float = 0.0) -> int:
+def carry_out(
+    site: Site,
+    plan: Plan,
+    *,
+    run: str,
+    cycle: int,
+    cases: int,
+    tick: int,
+    progress: float = 0.0,
+    kinds: Sequence[int] = (),
+    centroids: NDArray[np.generic] | None = None,
+) -> int:
     """Choose the granted number of cases and request their labels, once; returns how many were requested.
 
     The choice follows the scores of this cycle. The very first cases are those that the site named, if it did, or follow
     `query.cold_start`. Where the pool was not scored (the site was away), the choice is at random and the reason says so.
+    With `kinds` they are chosen kind by kind, as the coordinator shared them out (`budget.rule = "coordinated"`).
     """
     done = site.store.granted(run, cycle)
     if done is not None:
         return done
-    selection = _select(site, plan, run=run, cycle=cycle, cases=cases, progress=progress)
+    if centroids is not None:
+        selection = _by_kind(site, plan, run=run, cycle=cycle, kinds=kinds, centroids=centroids)
+    else:
+        selection = _select(site, plan, run=run, cycle=cycle, cases=cases, progress=progress)
     requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
     site.store.check_conserved()
     site.log.info("cycle %d: granted %d, requested %d", cycle, cases, requested)
@@ -126,6 +143,24 @@ def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progres
     return spread_out(selection, members)
 
 
+def _by_kind(site: Site, plan: Plan, *, run: str, cycle: int, kinds: Sequence[int], centroids: NDArray[np.generic]) -> Selection:
+    """Of each kind that the site was given, the best-scored case where cases have scores, else the most typical."""
+    pool = site.store.cases("unlabelled")
+    scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
+    known = None if scores is None or scores.values is None else dict(zip(scores.case_ids, scores.values, strict=True))
+    if known is not None:  # cases that came since the pool was scored wait a cycle
+        pool = [case for case in pool if case.id in known]
+    if not pool:
+        return Selection(())
+    features = embedded(site, plan, pool)
+    values = None if known is None else np.array([known[case.id] for case in pool])
+    luck = numpy_rng(plan.seed, site.name, cycle, "query").permutation(len(pool))
+    rows = most_typical_of(kinds, features, np.asarray(centroids, dtype=np.float64), values, luck)
+    why = "most typical" if values is None else "highest score"
+    reason = f"the {why} of a kind that all sites together have annotated least"
+    return Selection(tuple(Choice(pool[row].id, 0.0 if values is None else float(values[row]), reason) for row in rows))
+
+
 def _chosen(
     strategy: Callable[[Scores, int, np.random.Generator], Selection],
     scores: Scores,
@@ -133,8 +168,19 @@ def _chosen(
     rng: np.random.Generator,
     plan: Plan,
 ) -> Selection:
-    """What the strategy chooses; it must be as many as were asked for, or all there are."""
-    selection = strategy(scores, cases, rng)
+    """What the strategy chooses; it must be as many as were asked for, or all there are, none twice, and of the pool.
+
+    Raises:
+        SiteFault: it is not; names the strategy and the case. A shortfall that went unnoticed would freeze the labelled set while
+            the curve still looks normal.
+    """
+    try:
+        selection = strategy(scores, cases, rng)
+    except ValueError as error:
+        raise SiteFault("invariant-broken", f"strategy {plan.query.strategy}: {error}") from error
+    foreign = sorted(set(selection.case_ids) - set(scores.case_ids))
+    if foreign:
+        raise SiteFault("invariant-broken", f"strategy {plan.query.strategy} chose case {foreign[0]}, which is not in the pool")
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
         raise SiteFault(

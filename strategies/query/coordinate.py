@@ -66,7 +66,7 @@ def cluster_sums(
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), dtype=np.int64)
     for k in range(len(centroids)):
         members = np.flatnonzero(cluster == k)
-        if len({patients[n] for n in members}) >= max(min_patients, 1):
+        if len({patients[n] for n in members.tolist()}) >= max(min_patients, 1):
             sums[k], counts[k] = np.asarray(features[members], dtype=np.float64).sum(axis=0), len(members)
     return sums, counts
 

@@ -38,3 +38,20 @@ def requests(workspace: Path) -> list[Any]:
     """Rows (number, reason) of a site's requests."""
     with create_engine(f"sqlite:///{workspace / 'site.db'}").connect() as connection:
         return list(connection.execute(text("SELECT number, reason FROM requests")))
+
+
+@pytest.mark.parametrize("name", ["typiclust", "probcover", "entropy"])
+def test_sites_share_kinds_out_from_sums(tiny_config: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    overrides = [f"query.strategy={name}", "query.cold_start=typiclust", "budget.rule=coordinated"]
+    folder = simulate(tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), overrides, out=tmp_path / "run")
+    record = events(folder)
+    assert record[-1]["event"] == "end"
+    assert not [event for event in record if event["event"] == "refused"]
+    grants = [event["sites"] for event in record if event["event"] == "grant"]
+    asked = [sum(site["granted"] for site in sites.values()) for sites in grants]
+    assert asked == [6, 3], "as many as with equal grants, but where they are worth most"
+    assert all(site["bytes_up"] > 0 for sites in grants for site in sites.values()), "what sums cost is told"
+    reasons = [row.reason for site in ("north", "south", "west") for row in requests(folder / "sites" / site)]
+    assert len(reasons) == 9
+    assert all("all sites together have annotated least" in reason for reason in reasons)
+    assert any("highest score" in reason for reason in reasons) == (name == "entropy")

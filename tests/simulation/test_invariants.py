@@ -18,7 +18,7 @@ from client.site import Site
 from simulation.run import simulate
 from strategies.query.parse import parse_query
 from strategies.query.strategy import Strategy
-from strategies.records import Selection
+from strategies.records import Choice, Selection
 
 Config = Callable[..., Path]
 ENTROPY = parse_query("entropy")
@@ -31,6 +31,14 @@ def predictions_that_are_not_finite(*args: Any, **kwargs: Any) -> Iterator[Looke
 
 def a_strategy_that_chooses_too_few(plan: Plan, *, progress: float) -> Strategy:
     return replace(ENTROPY, choose=lambda scores, cases, rng: Selection(()))
+
+
+def a_strategy_that_chooses_twice(plan: Plan, *, progress: float) -> Strategy:
+    return replace(ENTROPY, choose=lambda scores, cases, rng: Selection((Choice(scores.case_ids[0], 0.0, "again"),) * 2))
+
+
+def a_strategy_that_chooses_elsewhere(plan: Plan, *, progress: float) -> Strategy:
+    return replace(ENTROPY, choose=lambda scores, cases, rng: Selection((Choice("a held-out case", 0.0, "it is easy"),)))
 
 
 def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
@@ -59,6 +67,24 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "strategy entropy chose 0 cases of the 1 asked for",
         ),
         (
+            "carry_out",
+            "client.annotate.worklist.strategy_of",
+            a_strategy_that_chooses_twice,
+            "invariant-broken",
+            "annotate",
+            2,
+            "was chosen twice",
+        ),
+        (
+            "carry_out",
+            "client.annotate.worklist.strategy_of",
+            a_strategy_that_chooses_elsewhere,
+            "invariant-broken",
+            "annotate",
+            2,
+            "strategy entropy chose case a held-out case, which is not in the pool",
+        ),
+        (
             "collect",
             "client.store.Store.add_label",
             a_store_that_drops_labels,
@@ -68,7 +94,7 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "2 labels came, but the labelled set grew from 0 to 0",
         ),
     ],
-    ids=["scores that are not finite", "too few choices", "labels that get lost"],
+    ids=["scores that are not finite", "too few choices", "a case twice", "a case of no pool", "labels that get lost"],
 )
 def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
     tiny_config: Config,

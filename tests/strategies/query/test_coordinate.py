@@ -32,7 +32,8 @@ def test_a_step_over_sites_is_that_of_k_means_in_one_place(seed: int, sites: int
     everything = np.concatenate(pools)
     centroids = rng.normal(size=(clusters, 3))
     parts = [cluster_sums(pool, [f"p{n}" for n in range(len(pool))], centroids, min_patients=1) for pool in pools]
-    found = next_centroids(centroids, sum(s for s, _ in parts), sum(c for _, c in parts))
+    sums, told = np.sum([s for s, _ in parts], axis=0), np.sum([c for _, c in parts], axis=0)
+    found = next_centroids(centroids, sums, told)
     belongs = [int(np.linalg.norm(centroids - point, axis=1).argmin()) for point in everything]
     for k in range(clusters):
         members = [point for point, own in zip(everything, belongs, strict=True) if own == k]
@@ -54,7 +55,9 @@ def test_sums_of_few_patients_stay_at_the_site() -> None:
 def test_the_first_centroids_lie_where_the_cases_do() -> None:
     rng = np.random.default_rng(0)
     pools = [rng.normal(loc=(5.0, -3.0), scale=(2.0, 0.1), size=(200, 2)) for _ in range(3)]
-    centroids = first_centroids(sum(moments(pool) for pool in pools), 600, clusters=20_000, rng=np.random.default_rng(1))
+    centroids = first_centroids(
+        np.sum([moments(pool) for pool in pools], axis=0), 600, clusters=20_000, rng=np.random.default_rng(1)
+    )
     everything = np.concatenate(pools)
     np.testing.assert_allclose(centroids.mean(axis=0), everything.mean(axis=0), atol=0.1)
     np.testing.assert_allclose(centroids.std(axis=0), everything.std(axis=0), rtol=0.05)
