@@ -155,7 +155,8 @@ def checked(given: RecordDict, *, allowed: Allowed, weight: int) -> RecordDict:
             content[name] = _checked_metrics(name, record, allowed)
         else:
             raise NotAllowed(f"it has a record {short(name)}")
-    missing = {"site", *(["update"] if allowed.reply.update else [])} - set(content)
+    behind = allowed.reply.patients if allowed.reply.sums else ()  # sums without the number of their patients can't be judged
+    missing = {"site", *(["update"] if allowed.reply.update else []), *behind} - set(content)
     if missing:
         raise NotAllowed(f"it has no record {', '.join(sorted(missing))}")
     return content

@@ -192,21 +192,21 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    labelled = site.store.first_labelled(counts.get("labelled", 0) - later)
-    known = set(labelled)
-    behind = {case.patient for case in site.store.cases("labelled") if case.id in known}
-    enough = len(behind) >= site.settings.min_patients
+    mine = site.store.labelled_in(request.run, tick=request.tick)
+    patients = len({case.patient for case in mine})
+    enough = patients >= site.settings.min_patients
     return wire.pack_annotation(
         Annotation(
             site.name,
             granted=granted,
             received=site.store.received(request.run, request.cycle, tick=request.tick),
             outstanding=counts.get("requested", 0) + later,
-            labelled=len(labelled),
+            labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
-            balance=own_balance(site, plan, labelled) if enough and plan.query.model == "switch" else None,
-            minutes=site.store.minutes(request.run, tick=request.tick) if enough else None,
+            minutes=round(site.store.minutes(request.run, tick=request.tick)) if enough else None,
+            balance=round(own_balance(site, plan, mine), 2) if enough and plan.query.model == "switch" else None,
+            patients=patients if enough else None,
             seconds=time.monotonic() - started,
         )
     )
@@ -214,7 +214,8 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
 
 def kinds(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """A site's sums for finding kinds of cases with the others."""
-    return wire.pack_kinds(site.name, told(site, plan, wire.unpack_weights(message.content.array_records["weights"])))
+    sums, patients = told(site, plan, wire.unpack_weights(message.content.array_records["weights"]))
+    return wire.pack_kinds(site.name, sums, patients=patients)
 
 
 def _answered(answer: Answer, message: Message, context: Context) -> Message:

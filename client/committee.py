@@ -19,6 +19,7 @@ from strategies.global_model import parts_of
 from strategies.networks import probabilities
 from strategies.query.fairfal import balance, divergence, global_model_scores
 from strategies.query.strategy import Model, Strategy
+from strategies.records import Case
 from strategies.wire import Request
 
 _COMMITTEES: dict[str, tuple[Model, ...]] = {
@@ -79,7 +80,7 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
     """FairFAL's switch, with the classes that either model finds in the pool."""
     shares = {name: _shares(site, plan, network) for name, network in models.items()}
     if mean_balance < 0:  # no site tells: then its own
-        mean_balance = own_balance(site, plan, [case.id for case in site.store.cases("labelled")])
+        mean_balance = own_balance(site, plan, site.store.cases("labelled"))
     apart = divergence(shares["global"], shares["local"])
     heard: Model = "global" if global_model_scores(divergence=apart, mean_balance=mean_balance) else "local"
     site.log.info(
@@ -88,9 +89,9 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
     return heard
 
 
-def own_balance(site: Site, plan: Plan, case_ids: Sequence[str]) -> float:
+def own_balance(site: Site, plan: Plan, cases: Sequence[Case]) -> float:
     """How level classes are in labels of this site: foreground classes, or with a single one it and the background."""
-    counts = class_pixels(site, case_ids, classes=len(plan.classes))
+    counts = class_pixels(Slices(site, plan.preprocess), cases, classes=len(plan.classes))
     return balance(counts[1:].tolist() if len(counts) > 2 else counts.tolist())
 
 

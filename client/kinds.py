@@ -1,4 +1,4 @@
-"""A site's part in finding kinds of cases with the others: sums and counts of SAM's embeddings, never an embedding.
+"""A site's part in finding kinds of cases with the others: sums and counts of SAM's embeddings over enough patients.
 
 What is asked comes as arrays of zeros beside the centroids, and what is told fills them, so that the gate's rule for updates (the
 names, dtypes and shapes that came with the request, and no others) is the rule here too.
@@ -32,38 +32,45 @@ def embedded(site: Site, plan: Plan, cases: Sequence[Case]) -> NDArray[np.float3
     return unit_length(np.concatenate(parts)) if parts else np.empty((0, 0), np.float32)
 
 
-def told(site: Site, plan: Plan, asked: Weights) -> Weights:
-    """What the coordinator asks for, filled in.
+def told(site: Site, plan: Plan, asked: Weights) -> tuple[Weights, int]:
+    """What the coordinator asks for, filled in, and the fewest patients behind a sum of it that is not 0.
 
-        moments (2, F), cases (1,)                     sums and sums of squares over the pool, and how many cases
+        moments (2, F), cases (1,)                     sums and sums of squares, and how many cases
         centroids (K, F), counts (K,)                  a k-means step: centroids come, sums go back
-        centroids (K, F), waiting (K,), annotated (K,) the census: zeros go back in the place of centroids
+        centroids (K, F), radius (1,), waiting, annotated, bare (K,)
+                                                       the census: zeros go back in the place of what came
+
+    Sums are over all cases that may teach, labelled or not, so that they are the same in every cycle: from the difference of two
+    the cases could be worked out that were annotated in between.
 
     Raises:
         SiteFault: the site shares updates only, or its SAM's embeddings are of another length.
     """
     if not site.shares_sums:
         raise SiteFault("bad-request", "this site shares updates only, and kinds of cases are found from sums")
-    pool = site.store.cases("unlabelled")
-    features, patients = embedded(site, plan, pool), [case.patient for case in pool]
+    pool, known = site.store.cases("unlabelled"), site.store.cases("labelled", "requested")
     length = next(array.shape[1] for array in asked.values() if array.ndim == 2)
-    if len(pool) and features.shape[1] != length:
+    everybody = sorted([*pool, *known])
+    features, patients = embedded(site, plan, everybody), [case.patient for case in everybody]
+    if len(everybody) and features.shape[1] != length:
         raise SiteFault(
             "sam-unavailable",
             f"the run finds kinds of cases by embeddings of {length} numbers, this site's SAM gives {features.shape[1]}: set "
             "sam_checkpoint in site.toml to a checkpoint of the run's sam.size",
         )
-    features = features.reshape(len(pool), length)
-    least = site.settings.min_patients
+    features = features.reshape(len(everybody), length)
+    least, behind = site.settings.min_patients, len(set(patients))
     if "moments" in asked:
-        enough = len(set(patients)) >= least
-        whole = moments(features) if enough else np.zeros(asked["moments"].shape)
-        return {"moments": whole.astype(np.float64), "cases": np.array([len(pool) if enough else 0], dtype=np.int64)}
+        if behind < least:
+            return {name: np.zeros_like(array) for name, array in asked.items()}, least
+        return {"moments": moments(features), "cases": np.array([len(everybody)], dtype=np.int64)}, behind
     centroids = np.asarray(asked["centroids"], dtype=np.float64)
     if "counts" in asked:
         sums, counts = cluster_sums(features, patients, centroids, min_patients=least)
-        return {"centroids": sums, "counts": counts}
-    known = site.store.cases("labelled", "requested")
-    of_known = embedded(site, plan, known).reshape(len(known), length)
-    said = census(features, patients, of_known, [case.patient for case in known], centroids, min_patients=least)
-    return {"centroids": np.zeros_like(centroids), "waiting": said.waiting, "annotated": said.annotated}
+        return {"centroids": sums, "counts": counts}, max(least, 1)
+    waits = np.array([case in set(pool) for case in everybody], dtype=bool)
+    rows = [np.flatnonzero(waits), np.flatnonzero(~waits)]
+    parts = [(features[own], [patients[row] for row in own.tolist()]) for own in rows]
+    said = census(*parts[0], *parts[1], centroids, radius=float(asked["radius"][0]), min_patients=least)
+    zeros = {"centroids": np.zeros_like(centroids), "radius": np.zeros(1)}
+    return {**zeros, "waiting": said.waiting, "annotated": said.annotated, "bare": said.bare}, max(least, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.plan import Plan
-from client.predict import batches
+from client.predict import BATCH, batches
 from client.preprocess import inside
 from client.sam import load_sam
 from client.sam_cache import EmbeddingCache
@@ -50,12 +50,18 @@ def looks(
         yield part, _seen(models, images, pixels, passes=strategy.passes, labelled_pixels=labelled_pixels, embedding=embedding)
 
 
-def class_pixels(site: Site, case_ids: Sequence[str], *, classes: int) -> NDArray[np.float64]:
-    """(C+1,) pixels of each class in the masks that experts gave of labelled cases, background first, on their own grids."""
-    counts = np.zeros(classes + 1)
-    for mask in site.store.labels(case_ids):
-        counts += np.bincount(mask.ravel(), minlength=classes + 1)[: classes + 1]
-    return counts
+def class_pixels(slices: Slices, cases: Sequence[Case], *, classes: int) -> NDArray[np.float64]:
+    """(C+1,) pixels of each class in the masks that experts gave of labelled cases, background first, padding left out.
+
+    On the network's grid, as predictions are counted, so that the two can be added up.
+    """
+    counts = torch.zeros(classes + 1, dtype=torch.int64)
+    for start in range(0, len(cases), BATCH):
+        some = cases[start : start + BATCH]
+        masks = slices.labels(some)
+        drawn = masks[_inside(slices, some, side=masks.shape[-1])].long()
+        counts += torch.bincount(drawn[drawn <= classes], minlength=classes + 1)
+    return counts.double().numpy()
 
 
 def _seen(

@@ -49,7 +49,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     slices = Slices(site, plan.preprocess)
     counts = np.zeros(1)
     if strategy.look is not None:
-        counts = class_pixels(site, [case.id for case in site.store.cases("labelled")], classes=len(plan.classes))
+        counts = class_pixels(slices, site.store.cases("labelled"), classes=len(plan.classes))
     with torch.inference_mode(), torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, cycle, "dropout passes"))
 

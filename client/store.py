@@ -318,11 +318,22 @@ class Store:
                 masks = [_unpacked(rows[case_id]) for case_id in some]
             yield from masks
 
-    def first_labelled(self, count: int) -> list[str]:
-        """The cases whose labels came first."""
-        query = select(LabelTable.case).order_by(LabelTable.tick, LabelTable.case).limit(count)
+    def costs(self) -> list[tuple[str, float]]:
+        """Each label's case and what it cost in minutes, in the order in which they came; 0 where that is not known."""
+        query = select(LabelTable.case, LabelTable.minutes).order_by(LabelTable.tick, LabelTable.case)
         with self._session() as session:
-            return list(session.scalars(query))
+            return [(case, minutes or 0.0) for case, minutes in session.execute(query).tuples()]
+
+    def labelled_in(self, run: str, *, tick: int) -> list[Case]:
+        """The cases that were labelled in a run up to `tick`, in the order in which the labels came."""
+        query = (
+            select(CaseTable)
+            .join(LabelTable, LabelTable.case == CaseTable.id)
+            .where(LabelTable.run == run, LabelTable.tick <= tick)
+            .order_by(LabelTable.tick, CaseTable.id)
+        )
+        with self._session() as session:
+            return [_case(row) for row in session.scalars(query)]
 
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""

@@ -339,6 +339,13 @@ class Run(Settings):
             yield f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1"
         if "evidential head" in query.needs and self.network.head != "evidential":
             yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
+        if self.budget.rule == "coordinated":
+            base = self.query.strategy.split("+")[0]
+            if self.query.strategy not in ("typiclust", "probcover") or self.query.unit != "slice":
+                yield (
+                    'budget.rule = "coordinated" shares out kinds of slices, by which a site then chooses: it takes '
+                    f'query.strategy = "typiclust" or "probcover", not {base}, and query.unit = "slice"'
+                )
         if query.file == "badge" and self.network.head == "evidential":
             yield f'query.strategy {self.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
         sam = self.sam

@@ -9,17 +9,29 @@ import numpy as np
 
 from server.sites import Problems, Sites
 from strategies import wire
-from strategies.query.coordinate import MOST_CLUSTERS, Census, Floats, first_centroids, next_centroids, share_out
+from strategies.query.coordinate import (
+    MOST_CLUSTERS,
+    Census,
+    Floats,
+    first_centroids,
+    next_centroids,
+    reach,
+    refilled,
+    share_out,
+)
 from strategies.randomness import numpy_rng
 from strategies.records import Weights
 
 STEPS = 8
 """Of k-means. Kinds need be about right, not converged: each step is a message to every site."""
 
+CASES_A_KIND = 5
+"""At least so many cases for each kind: a site tells nothing of kinds that few of its patients have."""
+
 
 @dataclass(frozen=True)
 class Kinds:
-    """Where kinds lie, and which of them each site asks for, one entry a case."""
+    """Where kinds lie (K, F), and which of them each site asks for, one entry a case; what the messages weighed, by site."""
 
     centroids: Floats
     of_site: Mapping[str, list[int]]
@@ -29,9 +41,10 @@ class Kinds:
 def find_kinds(
     sites: Sites, problems: Problems, *, features: int, labels: int, total: int, covering: bool, seed: int, cycle: int
 ) -> Kinds:
-    """Ask all sites for sums until kinds are found, then share `total` cases out among them.
+    """Ask the sites for sums until kinds are found, then share `total` cases out among them.
 
-    As many kinds as there will be labels, at most `MOST_CLUSTERS`. A site that does not answer a step has no part in it.
+    As many kinds as there will be labels, but `MOST_CLUSTERS`, and `CASES_A_KIND` on average. A site that does not answer a
+    message is not asked the next one and has no kinds; where nobody is left, nobody has.
 
     Args:
         features: length of an embedding.
@@ -40,31 +53,39 @@ def find_kinds(
     """
     rng = numpy_rng(seed, "kinds", cycle)
     traffic: dict[str, dict[str, int]] = {}
+    there = list(sites.names)
 
     def ask(asked: Weights) -> dict[str, Weights]:
         answers = {}
-        requests = dict.fromkeys(sites.names, wire.Request(cycle=cycle))
+        requests = dict.fromkeys(there, wire.Request(cycle=cycle))
         for answer in sites.ask(wire.KINDS, requests, problems, unpack=wire.unpack_kinds, weights=wire.pack_weights(asked)):
             answers[answer.site] = answer.record
             sums = traffic.setdefault(answer.site, {"bytes_up": 0, "bytes_down": 0})
             sums["bytes_up"] += answer.bytes_up
             sums["bytes_down"] += answer.bytes_down
-        return dict(sorted(answers.items()))
+        there[:] = sorted(answers)
+        return {name: answers[name] for name in there}
+
+    def summed(said: Mapping[str, Weights], name: str, like: Floats) -> Floats:
+        return np.asarray(sum((np.asarray(one[name], dtype=np.float64) for one in said.values()), np.zeros_like(like)))
 
     said = ask({"moments": np.zeros((2, features)), "cases": np.zeros(1, dtype=np.int64)})
-    cases = sum(int(one["cases"][0]) for one in said.values())
-    clusters = max(1, min(labels + total, MOST_CLUSTERS))
+    cases, sums = int(summed(said, "cases", np.zeros(1))[0]), summed(said, "moments", np.zeros((2, features)))
+    clusters = max(1, min(labels + total, MOST_CLUSTERS, cases // CASES_A_KIND))
+    none = np.zeros(clusters, dtype=np.int64)
     if cases == 0:
-        return Kinds(np.zeros((clusters, features)), {name: [] for name in sites.names}, traffic)
-    sums = np.sum([one["moments"] for one in said.values()], axis=0)
+        return Kinds(np.zeros((clusters, features)), {}, traffic)
     centroids = first_centroids(sums, cases, clusters=clusters, rng=rng)
-    for _ in range(STEPS):
-        said = ask({"centroids": centroids, "counts": np.zeros(clusters, dtype=np.int64)})
-        sums = np.sum([one["centroids"] for one in said.values()], axis=0)
-        counts = np.sum([one["counts"] for one in said.values()], axis=0)
-        centroids = next_centroids(centroids, sums, counts)
-    zeros = np.zeros(clusters, dtype=np.int64)
-    said = ask({"centroids": centroids, "waiting": zeros, "annotated": zeros})
-    censuses = {name: Census(one["waiting"].astype(np.int64), one["annotated"].astype(np.int64)) for name, one in said.items()}
-    shared = share_out(censuses, total=total, covering=covering, rng=rng)
-    return Kinds(centroids, {name: shared.get(name, []) for name in sites.names}, traffic)
+    counts = none
+    for step in range(STEPS):
+        said = ask({"centroids": centroids, "counts": none})
+        counts = summed(said, "counts", np.zeros(clusters)).astype(np.int64)
+        centroids = next_centroids(centroids, summed(said, "centroids", centroids), counts)
+        if step < STEPS - 1:
+            centroids = refilled(centroids, counts, rng)
+    radius = np.array([reach(float(sums[1].sum()), centroids, counts)])
+    said = ask({"centroids": centroids, "radius": radius, "waiting": none, "annotated": none, "bare": none})
+    censuses = {
+        name: Census(*(one[which].astype(np.int64) for which in ("waiting", "annotated", "bare"))) for name, one in said.items()
+    }
+    return Kinds(centroids, share_out(censuses, total=total, covering=covering, rng=rng), traffic)

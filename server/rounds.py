@@ -103,9 +103,15 @@ def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: 
         seed=run.seed,
         cycle=cycle,
     )
-    grants = {name: len(own) for name, own in kinds.of_site.items()}
-    sites = {name: {"granted": cases, **kinds.traffic.get(name, {})} for name, cases in grants.items()}
-    state = replace(state, grants=grants, kinds=dict(kinds.of_site), kinds_cycle=cycle, centroids=kinds.centroids.tolist())
+    by_kind = {name: len(kinds.of_site.get(name, ())) for name in federation.sites.names}
+    rest = per_site * len(by_kind) - sum(by_kind.values())  # kinds of few patients are told nowhere; who did not answer has none
+    fewest_first = sorted(by_kind, key=lambda name: (by_kind[name], name))
+    grants = {
+        name: by_kind[name] + rest // len(by_kind) + (place < rest % len(by_kind)) for place, name in enumerate(fewest_first)
+    }
+    sites = {name: {"granted": grants[name], "by_kind": by_kind[name], **kinds.traffic.get(name, {})} for name in sorted(grants)}
+    places = kinds.centroids.tolist()
+    state = replace(state, grants=grants, kinds=dict(kinds.of_site), kinds_cycle=cycle, centroids=places)
     return state, [event("grant", cycle=cycle, sites=sites), *problems.events("grant", cycle=cycle, round=0)]
 
 
@@ -188,7 +194,7 @@ def _with_counts(state: State, told: Mapping[str, Mapping[str, Any]]) -> State:
         state,
         labelled={**state.labelled, **{name: numbers["labelled"] for name, numbers in told.items()}},
         unlabelled={**state.unlabelled, **{name: numbers["unlabelled"] for name, numbers in told.items()}},
-        balance={**state.balance, **{name: numbers["balance"] for name, numbers in told.items()}},
+        balance={**state.balance, **{name: numbers.get("balance") for name, numbers in told.items()}},
     )
 
 
@@ -302,8 +308,8 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
 
 
 def _progress(run: Run, *, cycle: int) -> float:
-    """Where a cycle's query is among the run's: 0 at the cold start, 1 at the last, which is that of the cycle before the end."""
-    return min(1.0, cycle / (run.federation.cycles - 1)) if run.federation.cycles > 1 else 0.0
+    """Where a cycle's query is among those that a model answers: 0 after the first cycle, 1 at the last, before the final one."""
+    return min(1.0, max(0.0, (cycle - 1) / (run.federation.cycles - 2))) if run.federation.cycles > 2 else 0.0
 
 
 def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:

@@ -74,6 +74,11 @@ def _resampled(values: NDArray[np.float64], draws: int, seed: int) -> tuple[floa
 def _means(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
     """(draws,) means of values (seeds, patients) over resampled rows and columns."""
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, values.shape[0], (draws, values.shape[0]))
-    columns = rng.integers(0, values.shape[1], (draws, values.shape[1]))
-    return np.array([values[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
+    weights = [_times(rng.integers(0, n, (draws, n)), n) for n in values.shape]
+    return np.asarray(np.einsum("dr,rc,dc->d", weights[0], values, weights[1], optimize=True) / values.size)
+
+
+def _times(drawn: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """(draws, n): how often each of n was drawn, from what was drawn, (draws, any)."""
+    rows = np.arange(len(drawn))[:, None] * n
+    return np.bincount((rows + drawn).ravel(), minlength=len(drawn) * n).reshape(len(drawn), n).astype(np.float64)

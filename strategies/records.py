@@ -201,8 +201,9 @@ class Annotation:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
-        balance: how level the classes are in what is annotated here, in [0, 1]; None below the site's `min_patients`.
-        minutes: what this run's labels have cost the experts so far.
+        minutes: what this run's labels have cost the experts so far, in whole minutes; None below the site's `min_patients`.
+        balance: how level the classes are in these labels, in [0, 1]; None also where the run does not ask.
+        patients: how many patients they are of.
     """
 
     name: str
@@ -212,8 +213,9 @@ class Annotation:
     labelled: int | None = None
     unlabelled: int | None = None
     skipped: int | None = None
+    minutes: int | None = None
     balance: float | None = None
-    minutes: float | None = None
+    patients: int | None = None
     seconds: float | None = None
 
 

@@ -102,17 +102,21 @@ def replies(classes: int) -> dict[str, Reply]:
             metrics={"validation": sums, "test": sums, "demand": demand, "assessing": {"seconds": SECONDS}},
             patients=("validation", "test"),
         ),
-        KINDS: Reply(update=True, metrics={}, sums=True),
+        KINDS: Reply(update=True, metrics={"behind": {"patients": COUNT}}, patients=("behind",), sums=True),
         ANNOTATE: Reply(
             update=False,
             metrics={
                 "labels": {
                     **dict.fromkeys(("granted", "received", "outstanding", "labelled", "unlabelled", "skipped"), COUNT),
-                    "balance": Number(whole=False, high=1.0, optional=True),
-                    "minutes": Number(whole=False, optional=True),
                     "seconds": SECONDS,
-                }
+                },
+                "effort": {
+                    "minutes": COUNT,
+                    "balance": Number(whole=False, high=1.0, optional=True),
+                    "patients": COUNT,
+                },
             },
+            patients=("effort",),
         ),
     }
 
@@ -305,19 +309,21 @@ def pack_annotation(annotation: Annotation) -> RecordDict:
             labelled=annotation.labelled,
             unlabelled=annotation.unlabelled,
             skipped=annotation.skipped,
-            balance=annotation.balance,
-            minutes=annotation.minutes,
             seconds=annotation.seconds,
         ),
+        effort=None
+        if annotation.minutes is None
+        else _numbers(minutes=annotation.minutes, balance=annotation.balance, patients=annotation.patients),
     )
 
 
 def unpack_annotation(content: RecordDict) -> Annotation:
-    return Annotation(name=_name(content), **_metrics(content, "labels"))
+    return Annotation(name=_name(content), **_metrics(content, "labels"), **_metrics(content, "effort"))
 
 
-def pack_kinds(name: str, sums: Weights) -> RecordDict:
-    return _content(name, update=pack_weights(sums))
+def pack_kinds(name: str, sums: Weights, *, patients: int) -> RecordDict:
+    """Sums, and the fewest patients behind one of them."""
+    return _content(name, update=pack_weights(sums), behind=_numbers(patients=patients))
 
 
 def unpack_kinds(content: RecordDict) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -67,10 +67,13 @@ def carry_out(
     done = site.store.granted(run, cycle)
     if done is not None:
         return done
+    selection = Selection(())
     if centroids is not None:
-        selection = _by_kind(site, plan, run=run, cycle=cycle, kinds=kinds, centroids=centroids)
-    else:
-        selection = _select(site, plan, run=run, cycle=cycle, cases=cases, progress=progress)
+        selection = _by_kind(site, plan, cycle=cycle, kinds=kinds[:cases], centroids=centroids)
+    if len(selection.choices) < cases:
+        rest = cases - len(selection.choices)
+        others = _select(site, plan, run=run, cycle=cycle, cases=rest, progress=progress, without=set(selection.case_ids))
+        selection = Selection((*selection.choices, *others.choices))
     requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
     site.store.check_conserved()
     site.log.info("cycle %d: granted %d, requested %d", cycle, cases, requested)
@@ -115,8 +118,10 @@ def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) 
     return Effort(**parts).minutes(mask, proposal=proposal, opens_image=site.store.opens_image(request.case.id))
 
 
-def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float) -> Selection:
-    unlabelled = site.store.cases("unlabelled")
+def _select(
+    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, without: Container[str] = ()
+) -> Selection:
+    unlabelled = [case for case in site.store.cases("unlabelled") if case.id not in without]
     if not unlabelled:
         return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
@@ -143,22 +148,15 @@ def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progres
     return spread_out(selection, members)
 
 
-def _by_kind(site: Site, plan: Plan, *, run: str, cycle: int, kinds: Sequence[int], centroids: NDArray[np.generic]) -> Selection:
-    """Of each kind that the site was given, the best-scored case where cases have scores, else the most typical."""
+def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centroids: NDArray[np.generic]) -> Selection:
+    """Of each kind that the site was given, the most typical case; fewer where the pool has lost some since."""
     pool = site.store.cases("unlabelled")
-    scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
-    known = None if scores is None or scores.values is None else dict(zip(scores.case_ids, scores.values, strict=True))
-    if known is not None:  # cases that came since the pool was scored wait a cycle
-        pool = [case for case in pool if case.id in known]
     if not pool:
         return Selection(())
-    features = embedded(site, plan, pool)
-    values = None if known is None else np.array([known[case.id] for case in pool])
-    luck = numpy_rng(plan.seed, site.name, cycle, "query").permutation(len(pool))
-    rows = most_typical_of(kinds, features, np.asarray(centroids, dtype=np.float64), values, luck)
-    why = "most typical" if values is None else "highest score"
-    reason = f"the {why} of a kind that all sites together have annotated least"
-    return Selection(tuple(Choice(pool[row].id, 0.0 if values is None else float(values[row]), reason) for row in rows))
+    luck = numpy_rng(plan.seed, site.name, cycle, "kinds").permutation(len(pool))
+    rows = most_typical_of(kinds, embedded(site, plan, pool), np.asarray(centroids, dtype=np.float64), luck)
+    reason = "the most typical of a kind that all sites together have annotated least"
+    return Selection(tuple(Choice(pool[row].id, 0.0, reason) for row in rows))
 
 
 def _chosen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.faults import ConfigError, Fault
@@ -41,33 +41,59 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name as that of a folder."""
-        return self.name.replace(" ", "_")
+        return self.name.replace(", ", "-").replace(" ", "_")
 
 
 def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> list[Arm]:
     """Both randoms, the given strategies in their order, and the baselines.
 
-    What a strategy needs of the network is switched on for it: dropout where it compares passes, an evidential head.
+    What a strategy needs of the network is switched on: dropout for all arms alike, an evidential head for its own, which
+    random_fg then has a twin with, or the head would be compared rather than the choice.
 
     Raises:
-        ConfigError: unknown strategies, all of them at once.
+        ConfigError: unknown strategies, or an arm that the configuration does not fit; all of them at once.
     """
     faults = [Fault((), fault) for name in queries if (fault := fault_of(name)) is not None]
     if faults:
         raise ConfigError("--query", faults)
     plain = load(config, [*overrides, *FAIR])
     asked = list(dict.fromkeys([*ALWAYS, *queries]))
-    found = [Arm(name, (*FAIR, f"query.strategy={name}", *_needed(plain, name))) for name in asked]
+    needs = {name: STRATEGIES[name.split("+")[0]].needs for name in asked}
+    wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
+    shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
+    evidential = [name for name in asked if "evidential head" in needs[name]]
+    head = "network.head=evidential"
+    found = [Arm(name, (*shared, f"query.strategy={name}", *([head] if name in evidential else []))) for name in asked]
+    if evidential and plain.network.head != "evidential":
+        found.append(Arm("random_fg, evidential", (*shared, "query.strategy=random_fg", head)))
     everything = ("query.strategy=random", "budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1")
-    return [*found, Arm(ALL_LABELS, (*FAIR, *everything)), Arm(ALONE, (*FAIR, "query.strategy=random"), alone=True)]
+    found += [Arm(ALL_LABELS, (*shared, *everything)), Arm(ALONE, (*shared, "query.strategy=random"), alone=True)]
+    _check(config, overrides, found)
+    return found
+
+
+def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
+    """Whether every arm's configuration loads, and tells what a comparison reads."""
+    faults: list[Fault] = []
+    for arm in arms:
+        try:
+            run = run_of(config, overrides, arm, seed=0)
+        except ConfigError as error:
+            faults += [replace(fault, problem=f"{arm.name}: {fault.problem}") for fault in error.faults]
+            continue
+        if run.privacy.share != "updates+sums" or run.privacy.min_patients > 1:
+            faults.append(
+                Fault(
+                    ("privacy",),
+                    "a comparison reads the Dice of every held-out patient of simulated sites: set privacy.share = "
+                    '"updates+sums" and privacy.min_patients = 1',
+                )
+            )
+            break
+    if faults:
+        raise ConfigError(str(config), faults)
 
 
 def run_of(config: Path, overrides: Sequence[str], arm: Arm, *, seed: int) -> Run:
     """The configuration of an arm with a seed."""
     return load(config, [*overrides, *arm.overrides, f"seed={seed}", f"name={arm.folder.replace('+', '-')}"])
-
-
-def _needed(run: Run, query: str) -> list[str]:
-    needs = STRATEGIES[query.split("+")[0]].needs
-    dropout = [f"network.dropout={DROPOUT}"] if "dropout" in needs and run.network.dropout == 0 else []
-    return dropout + (["network.head=evidential"] if "evidential head" in needs else [])

@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.files import write_text
+from client.site import Site
+from configs.files import write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run
 from simulation.prepare import prepare, write_site_toml
@@ -18,9 +19,17 @@ from simulation.sources import Progress
 
 
 def hospitals(run: Run, folder: Path, *, progress: Progress) -> tuple[Path, list[str]]:
-    """Where the hospitals for this run's seed lie, and their names; they are made where they are not there."""
+    """Where the hospitals for this run's seed lie, and their names; they are made, and their images taken in, where that is not
+    done."""
     made = folder / "hospitals" / f"seed{run.seed}"
-    return made, prepare(run, made, progress=progress)
+    names = prepare(run, made, progress=progress)
+    for done, name in enumerate(names):
+        if not (made / "sites" / name / "site.db").exists():
+            progress(f"reading the images of {name}", done, len(names))
+            _link(made / "sites" / name / "cache", folder / "cache" / name)
+            with Site(made / "sites" / name) as site:
+                site.take_in(run.preprocess)
+    return made, names
 
 
 def lend(made: Path, names: Sequence[str], run: Run, folder: Path, *, cache: Path) -> None:
@@ -36,6 +45,8 @@ def lend(made: Path, names: Sequence[str], run: Run, folder: Path, *, cache: Pat
         shutil.copyfile(own / "images.csv", site / "images.csv")
         _link(site / "hidden", own / "hidden")
         _link(site / "cache", cache / name)
+        if not (site / "site.db").exists():
+            write_bytes(site / "site.db", (own / "site.db").read_bytes())  # closed, so that its journal is empty
     write_text(folder / "config.toml", dump(run))  # last: a folder without it was not finished
 
 

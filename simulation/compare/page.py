@@ -13,7 +13,18 @@ from configs.files import write_text
 from configs.schema import Run
 from server.report_words import count, dice, duration, human_bytes, signed
 from simulation.compare.arms import ALL_LABELS, ALWAYS, Arm
-from simulation.compare.numbers import Interval, Line, Pair, at_budgets, line_of, pairs_of, patient_aubc
+from simulation.compare.numbers import (
+    FEWEST_SEEDS,
+    Interval,
+    Line,
+    Pair,
+    at_budgets,
+    common_range,
+    line_of,
+    pairs_of,
+    patient_aubc,
+    same_patients,
+)
 from simulation.compare.plots import area_plot, curve_of, curve_plot
 from simulation.compare.record import Ran
 
@@ -22,15 +33,17 @@ TARGETS = (0.9, 0.95)
 
 def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
     """Write both into a comparison's folder; gives the page. It says so where runs are missing."""
+    runs, left_out = same_patients(runs)
+    within = common_range(runs)
     by_arm = {arm.name: [ran for ran in runs if ran.arm == arm.name] for arm in arms}
     by_arm = {name: found for name, found in by_arm.items() if found}
     whole = by_arm.get(ALL_LABELS, [])
     full = line_of(whole, full_dice=None).final[0] if whole else None
-    lines = [line_of(found, full_dice=full, targets=TARGETS) for found in by_arm.values()]
-    pairs = pairs_of(by_arm)
+    lines = [line_of(found, full_dice=full, targets=TARGETS, within=within) for found in by_arm.values()]
+    pairs = pairs_of(by_arm, within=within)
     write_text(folder / "compare.csv", _table(runs))
     path = folder / "compare.html"
-    write_text(path, _render(run, arms, by_arm, lines, pairs, full=full, seeds=seeds, command=command))
+    write_text(path, _render(run, arms, by_arm, lines, pairs, full=full, seeds=seeds, command=command, left_out=left_out))
     return path
 
 
@@ -44,6 +57,7 @@ def _render(
     full: float | None,
     seeds: int,
     command: str,
+    left_out: int,
 ) -> str:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("simulation"), PackageLoader("server")]),
@@ -70,7 +84,7 @@ def _render(
             ("Then", f"{run.budget.per_cycle} a site and cycle"),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
-        notes=[f"{count(wanted - done, 'run')} missing: the same command goes on."] if done < wanted else [],
+        notes=_notes(wanted - done, seeds=seeds, left_out=left_out),
         lines=sorted(lines, key=lambda line: -line.aubc[0]),
         seeds=seeds,
         targets=TARGETS,
@@ -100,6 +114,15 @@ def _lead(pairs: Sequence[Pair], lines: Sequence[Line]) -> str:
     if not against:
         return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}."
     return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}. {against[0].verdict}"
+
+
+def _notes(missing: int, *, seeds: int, left_out: int) -> list[str]:
+    notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
+    if seeds < FEWEST_SEEDS:
+        notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
+    if left_out:
+        notes.append(f"{count(left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run.")
+    return notes
 
 
 def _needed(arms: Sequence[Arm]) -> str:

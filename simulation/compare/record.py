@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,12 +38,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished run of an arm with a seed; `commit` and `machine` are the program's own."""
+    """A finished run of an arm with a seed: of which configuration, by which program, on which machine."""
 
     arm: str
     seed: int
     points: tuple[Point, ...]
     seconds: float
+    settings: str = ""
+    commit: str = ""
+    machine: str = ""
 
 
 def read(path: Path) -> Ran | None:
@@ -59,45 +62,50 @@ def write(path: Path, ran: Ran) -> None:
     write_text(path, json.dumps(asdict(ran), sort_keys=True))
 
 
-def taken(arm: str, seed: int, folders: Iterable[Path]) -> Ran:
+def taken(arm: str, seed: int, folders: Iterable[Path], *, settings: str) -> Ran:
     """From the folders of an ended run, one for each federation (several where each site is one)."""
-    runs = [_points(folder) for folder in folders]
-    merged = tuple(_merged(points) for points in zip(*[points for points, _ in runs], strict=True))
-    return Ran(arm, seed, merged, sum(seconds for _, seconds in runs))
+    parts = [_part(folder) for folder in folders]
+    points = tuple(_merged(of_cycle, [part.pool for part in parts]) for of_cycle in zip(*(p.points for p in parts), strict=True))
+    start = parts[0].start
+    return Ran(
+        arm, seed, points, sum(part.seconds for part in parts), settings, str(start.get("commit")), str(start.get("machine"))
+    )
 
 
-def _points(folder: Path) -> tuple[list[Point], float]:
+@dataclass(frozen=True)
+class _Part:
+    """One federation's run: its points, seconds, foreground pixels in its pools, and how its record begins."""
+
+    points: list[Point]
+    seconds: float
+    pool: int
+    start: Mapping[str, object]
+
+
+def _part(folder: Path) -> _Part:
     record = read_record(folder)
     stores = {path.parent.name: Store.at(path) for path in sorted((folder / "sites").glob("*/site.db"))}
-    minutes: dict[str, float] = {}
+    costs = {site: store.costs() for site, store in stores.items()}
+    pool = sum(_hidden_foreground(folder / "sites" / site) for site in stores)
     labelled: dict[str, int] = {}
     sent, found = 0, []
-    whole = {site: _hidden_foreground(folder / "sites" / site) for site in stores}
     for event in record.events:
         sites = per_site(event)
         sent += sum(int(number(told.get(key)) or 0) for told in sites.values() for key in ("bytes_up", "bytes_down"))
-        if event["event"] == "annotate":
-            minutes |= {site: float(number(told.get("minutes")) or 0.0) for site, told in sites.items()}
         if event["event"] == "train":
             labelled |= {site: int(told["labels_trained"]) for site, told in sites.items()}
         if event["event"] == "assess":
             cycle = int(event["cycle"])
-            shown = sum(_foreground(store, labelled.get(site, 0)) for site, store in stores.items())
-            by_role = {
-                role: {
-                    f"{site}/{patient}": dice
-                    for site, store in stores.items()
-                    for patient, dice in store.dice(cycle, role).items()
-                }
-                for role in ("validation", "test")
-            }
+            first = {site: costs[site][: labelled.get(site, 0)] for site in stores}
+            dice = {role: _dice(stores, cycle, role) for role in ("validation", "test")}
             found.append(
                 Point(
                     labels=int(event["labels_total"]),
-                    minutes=round(sum(minutes.values()), 3),
-                    foreground=shown / max(sum(whole.values()), 1),
-                    validation=by_role["validation"],
-                    test=by_role["test"],
+                    minutes=round(sum(minutes for some in first.values() for _, minutes in some), 3),
+                    foreground=sum(_foreground(stores[site], [case for case, _ in first[site]]) for site in stores)
+                    / max(pool, 1),
+                    validation=dice["validation"],
+                    test=dice["test"],
                     worst_test=float(event["dice_worst_test"]),
                     bytes=sent,
                 )
@@ -105,15 +113,15 @@ def _points(folder: Path) -> tuple[list[Point], float]:
     for store in stores.values():
         store.close()
     end = record.end
-    return found, float(number(end.get("seconds")) or 0.0) if end else 0.0
+    return _Part(found, float(number(end.get("seconds")) or 0.0) if end else 0.0, pool, record.start)
 
 
-def _merged(points: tuple[Point, ...]) -> Point:
-    """Federations of one site each, taken together."""
+def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:
+    """Federations taken together, whose pools hold so many foreground pixels."""
     return Point(
         labels=sum(point.labels for point in points),
         minutes=sum(point.minutes for point in points),
-        foreground=float(np.mean([point.foreground for point in points])),
+        foreground=sum(p.foreground * pool for p, pool in zip(points, pools, strict=True)) / max(sum(pools), 1),
         validation={patient: dice for point in points for patient, dice in point.validation.items()},
         test={patient: dice for point in points for patient, dice in point.test.items()},
         worst_test=min(point.worst_test for point in points),
@@ -121,9 +129,12 @@ def _merged(points: tuple[Point, ...]) -> Point:
     )
 
 
-def _foreground(store: Store, labels: int) -> int:
-    """Foreground pixels in the labels that came first."""
-    return sum(int((mask > 0).sum()) for mask in store.labels(store.first_labelled(labels)))
+def _dice(stores: Mapping[str, Store], cycle: int, role: str) -> dict[str, float]:
+    return {f"{site}/{patient}": dice for site, store in stores.items() for patient, dice in store.dice(cycle, role).items()}
+
+
+def _foreground(store: Store, cases: Sequence[str]) -> int:
+    return sum(int((mask > 0).sum()) for mask in store.labels(cases))
 
 
 def _hidden_foreground(workspace: Path) -> int:

@@ -46,7 +46,8 @@ def compare(
     arms, seeds = arms_of(config, overrides, queries), sorted(set(seeds))
     plain = load(config, overrides)
     folder = (out or Path("runs") / f"compare-{plain.name}").resolve()
-    _claim(folder, plain)
+    with locked(folder / "hospitals", wait=True):
+        _claim(folder, plain)
     jobs = [(arm, seed) for seed in seeds for arm in arms]
     try:
         with progress_for("compare", console) as progress:
@@ -86,7 +87,8 @@ def _claim(folder: Path, run: Run) -> None:
     path, told = folder / "compare.json", json.dumps({"configuration": dump(run)}, sort_keys=True)
     if path.exists() and path.read_text() != told:
         raise RunFolderError(f"{folder} holds a comparison of another configuration: choose another folder with --out")
-    if not path.exists() and folder.exists() and any(folder.iterdir()):
+    theirs = [entry for entry in folder.iterdir() if entry.name != "hospitals" and entry.suffix != ".part"]
+    if not path.exists() and theirs:
         raise RunFolderError(f"{folder} is not empty and holds no comparison: choose another folder with --out")
     write_text(path, told)
 
@@ -97,10 +99,9 @@ def _folder(folder: Path, arm: Arm, seed: int) -> Path:
 
 def _once(folder: Path, config: Path, overrides: Sequence[str], arm: Arm, seed: int, shown: Progress) -> None:
     """Run an arm with a seed, unless it is done or another process is at it."""
-    own = _folder(folder, arm, seed)
+    own, run = _folder(folder, arm, seed), run_of(config, overrides, arm, seed=seed)
     if record.read(own / "record.json") is not None:
         return
-    run = run_of(config, overrides, arm, seed=seed)
     with locked(folder / "hospitals", wait=True):
         seeded = load(config, [*overrides, f"seed={seed}"])
         made, names = hospitals(seeded, folder, progress=lambda what, done, total: shown.step(what, done=done, total=total))
@@ -111,6 +112,6 @@ def _once(folder: Path, config: Path, overrides: Sequence[str], arm: Arm, seed: 
             for part, members in zip(folders, federations, strict=True):
                 lend(made, members, run, part, cache=folder / "cache")
                 start(part, members, engine="inline", shown=shown)
-            record.write(own / "record.json", record.taken(arm.name, seed, folders))
+            record.write(own / "record.json", record.taken(arm.name, seed, folders, settings=dump(run)))
     except FolderInUse:
         return

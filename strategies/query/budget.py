@@ -5,6 +5,7 @@ A site may tell nothing (None), or how many cases wait and coarse quantiles of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from strategies.records import Demand
@@ -74,7 +75,7 @@ def adaptive(pools: Pools, *, per_site: int, floor: float) -> dict[str, int]:
     if not any(weights.values()):
         weights = dict.fromkeys(demands, 1.0)
     total = min(per_site * len(demands), sum(demand.unlabelled for demand in demands.values()))
-    grants = {site: min(int(floor * per_site), demand.unlabelled) for site, demand in demands.items()}
+    grants = {site: min(math.ceil(floor * per_site - 1e-9), demand.unlabelled) for site, demand in demands.items()}
     for _ in range(total - sum(grants.values())):
         open_ = [site for site in sorted(grants) if grants[site] < demands[site].unlabelled]
         best = max(open_, key=lambda site: (weights[site] / (grants[site] + 1), -grants[site]))

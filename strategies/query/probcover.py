@@ -21,7 +21,8 @@ from strategies.records import Choice, Scores, Selection
 PURITY = 0.95
 """Share of balls that must hold one kind alone."""
 
-MOST_KINDS = 50
+KINDS = 10
+"""Clusters that stand for the classes of the paper, whose balls are pure where they hold one class alone."""
 
 _SAMPLE = 1000
 _BLOCK = 512
@@ -29,8 +30,6 @@ _BLOCK = 512
 
 def probcover(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
     """Again and again the case whose ball holds most that no ball covers yet.
-
-    Kinds, by which the radius is found, are as many as there will be labels, and at most `MOST_KINDS`.
 
     Raises:
         ValueError: features are missing, or labelled ones have another length.
@@ -42,8 +41,7 @@ def probcover(scores: Scores, count: int, rng: np.random.Generator) -> Selection
     known = None if scores.labelled_features is None else unit_length(scores.labelled_features)
     if known is not None and known.shape[1] != points.shape[1]:
         raise ValueError(f"features of the pool have length {points.shape[1]}, those of labelled cases {known.shape[1]}")
-    labels = count + (0 if known is None else len(known))
-    radius = pure_radius(points, kinds=min(labels, MOST_KINDS), rng=rng)
+    radius = pure_radius(points, kinds=KINDS, rng=rng)
     rows, gains = cover(points, known, count, radius=radius, rng=rng)
     return Selection(
         tuple(
