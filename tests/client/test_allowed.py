@@ -78,7 +78,8 @@ def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
         generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         arrays = {n: (generator.normal(size=WEIGHTS[n].shape) * 9).astype(WEIGHTS[n].dtype) for n in names}
         records.append(("update", pack_weights(arrays)))
-    for name in draw(st.lists(st.sampled_from(list(spec.metrics)), unique=True)):
+    told = draw(st.lists(st.sampled_from(list(spec.metrics)), unique=True))
+    for name in list(spec.metrics) if spec.sums else told:
         values: dict[str, Any] = {}
         for key, number in spec.metrics[name].items():
             if number.optional and draw(st.booleans()):
