@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from client.database import mendable, open_engine
 from client.faults import SiteFault
 from client.tables import (
+    OLDER,
     SCHEMA,
-    Base,
     CaseTable,
     DiceTable,
     GrantTable,
@@ -73,15 +73,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         with mendable(self._engine):
-            Base.metadata.create_all(self._engine)
-        with self._session() as session:
-            meta = session.get(MetaTable, "schema")
-            found = str(SCHEMA) if meta is None else meta.value
-            if meta is None:
-                session.add(MetaTable(key="schema", value=found))
-        with mendable(self._engine):
-            known = bring_up(self._engine, found=found)
-        if not known:
+            found = bring_up(self._engine)
+        if found not in ("", str(SCHEMA), *OLDER):
             raise SiteFault(
                 "storage",
                 f"the site's database has schema {found}, this wardround reads schema {SCHEMA}: "

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, text
+from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, inspect, text
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 SCHEMA = 2
 
-CHANGES = {
-    "1": (
-        "ALTER TABLE labels ADD COLUMN minutes FLOAT",
-        "ALTER TABLE requests ADD COLUMN proposal BLOB",
-    ),
-}
-"""From each older schema to the next one, as SQL; new tables are made anyway."""
+OLDER = ("1",)
+"""Schemas that `bring_up` knows the way from: what is new since then are tables, and columns that may be empty."""
 
 
 class Base(DeclarativeBase):
@@ -94,13 +90,37 @@ class DiceTable(Base):
     dice: Mapped[float]
 
 
-def bring_up(engine: Engine, *, found: str) -> bool:
-    """Change a database of an older schema to this one; False where there is no way from it."""
-    if found not in CHANGES:
-        return found == str(SCHEMA)
-    with engine.begin() as connection:
-        for number in range(int(found), SCHEMA):
-            for change in CHANGES[str(number)]:
-                connection.execute(text(change))
-        connection.execute(text("UPDATE meta SET value = :schema WHERE key = 'schema'"), {"schema": str(SCHEMA)})
-    return True
+def bring_up(engine: Engine) -> str:
+    """Make the tables, or bring those of an older schema up to this one; gives the schema that was found.
+
+    One that is neither is left as it is. A kill anywhere leaves a database that the next call goes on with, and two processes may
+    call it at once: what is there is looked at, and who comes second to a column finds it.
+    """
+    found = _found(engine)
+    if found not in ("", str(SCHEMA), *OLDER):
+        return found
+    Base.metadata.create_all(engine)
+    there = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        known = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                kind = column.type.compile(engine.dialect)
+                try:
+                    with engine.begin() as connection:
+                        connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+                except DatabaseError:
+                    if column.name not in {column["name"] for column in inspect(engine).get_columns(table.name)}:
+                        raise
+    with Session(engine) as session, session.begin():
+        session.merge(MetaTable(key="schema", value=str(SCHEMA)))
+    return found
+
+
+def _found(engine: Engine) -> str:
+    """The schema of a database; none where it is new."""
+    if not inspect(engine).has_table(MetaTable.__tablename__):
+        return ""
+    with Session(engine) as session:
+        meta = session.get(MetaTable, "schema")
+        return "" if meta is None else meta.value
