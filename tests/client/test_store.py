@@ -171,7 +171,8 @@ def test_an_older_database_is_brought_up_though_it_is_killed_on_the_way(
 ) -> None:
     path = tmp_path / "site.db"
     as_of_schema_1(path)
-    execute, done = Connection.execute, []
+    done: list[Any] = []
+    execute = Connection.execute
 
     def killed(self: Connection, statement: Any, *given: Any, **how: Any) -> Any:
         if "ALTER TABLE" in str(statement):
