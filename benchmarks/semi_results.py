@@ -158,6 +158,20 @@ def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
     return lines
 
 
+def worthless_table(done: Iterable[Job]) -> list[str]:
+    """How much of what SAM adds a SAM that knows nothing adds as well, on the same seeds and patients."""
+    lines = ["| labels | SAM that knows nothing | it against no SAM | SAM that learns against it |", "|---|---|---|---|"]
+    for labels, which in product((FEW, "one patient a site"), WORTHLESS):
+        theirs = worthless(best_two()[0], which, labels)
+        if theirs in done:
+            runs = runs_of(theirs, semi_runs.scale.fewer)
+            others = [runs_of(job("hippocampus", best_two()[0], h, labels), len(runs)) for h in ("no SAM", "SAM that learns")]
+            told = [apart(runs, others[0]), apart(others[1], runs)]
+            cells = " | ".join("" if one is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one) for one in told)
+            lines.append(f"| {labels} ({_seeds(len(runs))}) | {which} | {cells} |")
+    return lines if len(lines) > 2 else []
+
+
 def published_table() -> list[str]:
     """What is published for three labelled patients, beside what came out here."""
     lines = ["| framework | published | here, no SAM | here, with SAM |", "|---|---|---|---|"]
@@ -341,7 +355,12 @@ def compose() -> None:
         write_figure(scale.page.with_suffix(".svg"), panels())
         text += ["## Test Dice", "", f"![Dice of test patients by method, with few labels]({scale.page.stem}.svg)", ""]
         text += [*final_table([(of, group.seeds) for group in done for of in group.jobs]), ""]
-        text += ["A SAM that answers the box is no checkpoint: this program puts it in SAM's place (`box_itself`).", ""]
+        beside = worthless_table({of for group in done for of in group.jobs})
+        if beside:
+            text += [
+                "Whether it is what SAM knows that helps: hippocampus, " + best_two()[0] + ". A SAM that answers the box is no"
+            ]
+            text += ["checkpoint: this program puts it in SAM's place (`box_itself`).", "", *beside, ""]
     if {*central()} <= {of for group in done for of in group.jobs}:
         text += ["## Beside published numbers: ACDC, three labelled patients, no federation", "", *published_table(), ""]
         if scale is semi_runs.TWO_CORES:
