@@ -247,9 +247,10 @@ def groups(parts: Sequence[str]) -> list[Group]:
     """In the order in which they are run: what matters most first. None before the screening is over."""
     if not screened():
         return []
-    final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1), Group(also_asked(), scale.fewer)]
-    final.append(Group(worthless_again(), scale.fewer))
-    return [*(final if "final" in parts else ()), *([Group(central(), scale.fewer)] if "central" in parts else ())]
+    final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1)]
+    final += [Group(also_asked(), scale.fewer), Group(worthless_again(), scale.fewer)]
+    last = [Group(central(), scale.fewer)]
+    return [*(final if "final" in parts else ()), *(last if "central" in parts else ())]
 
 
 def read_groups() -> list[Group]:
