@@ -46,8 +46,8 @@ class Scale:
     """How large the runs of a page are: the same steps for all of them, and networks by data set.
 
     With a quarter of the steps on two cores a federated model is half trained; batches twice as large cost 1.7 times as
-    much, and of two labelled slices show the same two four times. The main question is asked with `seeds` seeds, all else
-    with `fewer`.
+    much, and of two labelled slices show the same two four times. The main question, and what a SAM that knows nothing
+    does to it, are asked with `seeds` seeds, all else with `fewer`.
     """
 
     page: Path
@@ -198,9 +198,13 @@ def main_question() -> list[Job]:
 
 
 def also_asked() -> list[Job]:
-    """The same with one labelled patient a site, and with SAMs that know nothing."""
-    patients = [of for data in SETS for of in compared(data, "one patient a site")]
-    return [*patients, *(worthless(best_two()[0], which, FEW) for which in WORTHLESS)]
+    """The same with one labelled patient a site."""
+    return [of for data in SETS for of in compared(data, "one patient a site")]
+
+
+def worthless_few() -> list[Job]:
+    """SAMs that know nothing in place of the one of the main question."""
+    return [worthless(best_two()[0], which, FEW) for which in WORTHLESS]
 
 
 def all_with_sam() -> list[Job]:
@@ -247,9 +251,10 @@ def groups(parts: Sequence[str]) -> list[Group]:
     """In the order in which they are run: what matters most first. None before the screening is over."""
     if not screened():
         return []
-    final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1), Group(also_asked(), scale.fewer)]
-    final.append(Group(worthless_again(), scale.fewer))
-    return [*(final if "final" in parts else ()), *([Group(central(), scale.fewer)] if "central" in parts else ())]
+    final = [Group(main_question(), scale.seeds), Group(all_with_sam(), 1)]
+    final += [Group(worthless_few(), scale.seeds), Group(also_asked(), scale.fewer), Group(worthless_again(), scale.fewer)]
+    last = [Group(central(), scale.fewer)]
+    return [*(final if "final" in parts else ()), *(last if "central" in parts else ())]
 
 
 def read_groups() -> list[Group]:
