@@ -86,6 +86,10 @@ class Split(Settings):
     split_seed: Count = Field(0, description="draws sites and held-out patients; does not move with seed")
     test_fraction: HeldOut = Field(0.25, description="share of each site's patients held out for test; one at least")
     validation_fraction: HeldOut = Field(0.15, description="share of each site's patients for validation; one at least")
+    folds: Count = Field(
+        0, description="part each site's patients into so many, and hold out one part for test instead of test_fraction; 0: don't"
+    )
+    fold: Count = Field(0, description="the part that is held out, from 0 on; `wardround compare` runs them all")
     start: Literal["any", "foreground"] = Field(
         "any", description="what a site's first cases are drawn from: its whole pool, or the slices in it that show a class"
     )
@@ -314,7 +318,12 @@ class Run(Settings):
         return []
 
     def _faults_of_data(self) -> Iterator[str]:
-        if self.split.test_fraction + self.split.validation_fraction >= 1:
+        folds = self.split.folds
+        if folds == 1:
+            yield "split.folds must be 2 or more, so that there is a part to train on; or 0, for split.test_fraction"
+        if self.split.fold >= max(folds, 1):
+            yield f"split.fold counts from 0, and stays below split.folds = {folds}"
+        if (1 / folds if folds else self.split.test_fraction) + self.split.validation_fraction >= 1:
             yield "split.test_fraction + split.validation_fraction must stay below 1: no patient is left to train on"
         if self.split.sites == "scanner" and self.data.format in ("phantom", "dicom"):
             yield 'split.sites = "scanner" restyles NIfTI and pictures; for DICOM use "column"'

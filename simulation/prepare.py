@@ -173,6 +173,8 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
         test_fraction=run.split.test_fraction,
         validation_fraction=run.split.validation_fraction,
         split_seed=run.split.split_seed,
+        folds=run.split.folds,
+        fold=run.split.fold,
     )
     pixels, shown = _write_hidden(run, folder, sources, roles)
     _write_images_csv(run, folder / "images.csv", sources, roles, shown)

@@ -94,6 +94,7 @@ def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
         raise ConfigError(str(config), faults)
 
 
-def run_of(config: Path, overrides: Sequence[str], arm: Arm, *, seed: int) -> Run:
-    """The configuration of an arm with a seed."""
-    return load(config, [*overrides, *arm.overrides, f"seed={seed}", f"name={arm.folder.replace('+', '-')}"])
+def run_of(config: Path, overrides: Sequence[str], arm: Arm, *, seed: int, fold: int = 0) -> Run:
+    """The configuration of an arm with a seed, holding out a fold."""
+    named = (f"seed={seed}", f"split.fold={fold}", f"name={arm.folder.replace('+', '-')}")
+    return load(config, [*overrides, *arm.overrides, *named])

@@ -19,9 +19,9 @@ from simulation.sources import Progress
 
 
 def hospitals(run: Run, folder: Path, *, progress: Progress) -> tuple[Path, list[str]]:
-    """Where the hospitals for this run's seed lie, and their names; they are made, and their images taken in, where that is not
-    done."""
-    made = folder / "hospitals" / f"seed{run.seed}"
+    """Where the hospitals for this run's seed and fold lie, and their names; they are made, and their images taken in, where that
+    is not done."""
+    made = folder / "hospitals" / (f"seed{run.seed}" + (f"-fold{run.split.fold}" if run.split.folds else ""))
     names = prepare(run, made, progress=progress)
     for done, name in enumerate(names):
         if not (made / "sites" / name / "site.db").exists():

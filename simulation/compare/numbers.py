@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 from simulation.compare.record import Point, Ran
 from strategies.comparison import bootstrap, holm, paired_bootstrap, sign_doubt
 from strategies.curves import aubc, budget_to_reach, dice_at, foreground_efficiency
+
+WORSE_BY = 0.01
+"""A strategy whose Dice is surely no more than this below random_fg's is as good for whoever must choose one (non-inferior)."""
 
 Interval = tuple[float, float, float]
 """Mean, lower and upper end of its 95 % interval."""
@@ -64,13 +68,22 @@ class Pair:
     doubt: float
     seeds: int
 
-    @property
-    def verdict(self) -> str:
-        """In a plain sentence."""
+    def seen_from(self, arm: str) -> Interval:
+        """The difference as it is for one of both."""
+        mean, low, high = self.difference
+        return self.difference if arm == self.ours else (-mean, -high, -low)
+
+    def verdict(self, arm: str) -> str:
+        """In a plain sentence, about one of both."""
+        other = self.theirs if arm == self.ours else self.ours
         if self.doubt < SURE and self.seeds >= FEWEST_SEEDS:
-            word = "better" if self.difference[0] > 0 else "worse"
-            return f"{self.ours} is {word} than {self.theirs}."
-        return f"Can't tell {self.ours} from {self.theirs} with {self.seeds} seed{'s' * (self.seeds > 1)}."
+            return f"{arm} is {'better' if self.seen_from(arm)[0] > 0 else 'worse'} than {other}."
+        return f"Can't tell {arm} from {other} with {self.seeds} seed{'s' * (self.seeds > 1)}."
+
+    def no_worse(self, arm: str) -> bool | None:
+        """Whether that one is below the other by `WORSE_BY` at most; None where the interval leaves it open."""
+        _, low, high = self.seen_from(arm)
+        return True if low >= -WORSE_BY else False if high < -WORSE_BY else None
 
 
 def line_of(
@@ -80,16 +93,16 @@ def line_of(
     targets: Sequence[float] = (0.9, 0.95),
     within: tuple[float, float] | None = None,
 ) -> Line:
-    """The line of an arm's runs, one for each seed; `within` is the range of labels that all arms share."""
+    """The line of an arm's runs, one for each seed and fold; `within` is the range of labels that all arms share."""
     goals = {target: None if full_dice is None else target * full_dice for target in targets}
     last = [ran.points[-1] for ran in runs]
     efficiencies = [beta for ran in runs if (beta := _efficiency(ran)) is not None]
     return Line(
         arm=runs[0].arm,
-        seeds=len(runs),
-        aubc=bootstrap([patient_aubc(ran, within=within) for ran in runs]),
+        seeds=len({ran.seed for ran in runs}),
+        aubc=bootstrap(by_seed(runs, lambda ran: patient_aubc(ran, within=within))),
         validation=statistics.mean(statistics.mean(patient_aubc(ran, role="validation", within=within).values()) for ran in runs),
-        final=bootstrap([point.test for point in last]),
+        final=bootstrap(by_seed(runs, lambda ran: ran.points[-1].test)),
         labels=statistics.mean(point.labels for point in last),
         minutes=statistics.mean(point.minutes for point in last),
         reach_labels={target: _reached(runs, goal, of="labels") for target, goal in goals.items()},
@@ -105,10 +118,12 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], *, within: tuple[float, float]
     """Every pair of arms that have seeds in common, in order."""
     found = []
     for ours, theirs in combinations(by_arm, 2):
-        mine, other = ({ran.seed: patient_aubc(ran, within=within) for ran in by_arm[arm]} for arm in (ours, theirs))
-        both = sorted(mine.keys() & other.keys())
+        both = {ran.seed for ran in by_arm[ours]} & {ran.seed for ran in by_arm[theirs]}
         if both:
-            sides = [mine[seed] for seed in both], [other[seed] for seed in both]
+            sides = [
+                by_seed([ran for ran in by_arm[arm] if ran.seed in both], lambda ran: patient_aubc(ran, within=within))
+                for arm in (ours, theirs)
+            ]
             found.append((ours, theirs, sides, len(both)))
     # a p that so many pairs could not bring below SURE, however clear the difference, would be no test
     draws = max(DRAWS, int(40 * len(found) / SURE))
@@ -117,6 +132,14 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], *, within: tuple[float, float]
         Pair(ours, theirs, paired_bootstrap(*sides), doubt, seeds)
         for (ours, theirs, sides, seeds), doubt in zip(found, doubts, strict=True)
     ]
+
+
+def by_seed(runs: Sequence[Ran], read: Callable[[Ran], Mapping[str, float]]) -> list[dict[str, float]]:
+    """What `read` tells of each test patient, seed by seed in ascending order: the folds of a seed have different patients."""
+    found: dict[int, dict[str, float]] = {}
+    for ran in sorted(runs, key=lambda ran: (ran.seed, ran.fold)):
+        found.setdefault(ran.seed, {}).update(read(ran))
+    return list(found.values())
 
 
 def patient_aubc(
@@ -161,25 +184,32 @@ def _mean_curve(ran: Ran, *, over: str = "labels") -> tuple[list[float], list[fl
 
 
 def same_patients(runs: Sequence[Ran]) -> tuple[list[Ran], int]:
-    """The runs with those held-out patients alone whose Dice every run tells in every cycle, and how many were left out.
+    """The runs with those held-out patients alone whose Dice every run of their fold tells in every cycle, and how many were left
+    out.
 
     A patient without a structure has a Dice in some cycles alone: 0 where the model finds one all the same, else none.
     """
-    kept: dict[str, set[str]] = {}
+    kept: dict[tuple[int, str], set[str]] = {}
     left_out = 0
-    for role in ("validation", "test"):
-        sets = [set(getattr(point, role)) for ran in runs for point in ran.points]
-        kept[role] = set.intersection(*sets) if sets else set()
-        left_out += len(set.union(*sets) - kept[role]) if sets else 0
+    for fold, role in product({ran.fold for ran in runs}, ("validation", "test")):
+        sets = [set(getattr(point, role)) for ran in runs if ran.fold == fold for point in ran.points]
+        kept[fold, role] = set.intersection(*sets)
+        left_out += len(set.union(*sets) - kept[fold, role])
 
-    def cut(point: Point) -> Point:
+    def cut(point: Point, fold: int) -> Point:
         validation, test = (
-            {p: d for p, d in of.items() if p in kept[role]}
+            {p: d for p, d in of.items() if p in kept[fold, role]}
             for role, of in (("validation", point.validation), ("test", point.test))
         )
         return replace(point, validation=validation, test=test)
 
-    return [replace(ran, points=tuple(map(cut, ran.points))) for ran in runs], left_out
+    return [replace(ran, points=tuple(cut(point, ran.fold) for point in ran.points)) for ran in runs], left_out
+
+
+def whole_seeds(runs: Sequence[Ran], *, folds: int) -> list[Ran]:
+    """Those of which every fold has ended with that arm and seed: a part of them has other patients than the rest."""
+    done = Counter((ran.arm, ran.seed) for ran in runs)
+    return [ran for ran in runs if done[ran.arm, ran.seed] == folds]
 
 
 def mean_dice(point: Point, *, role: str = "test") -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from server.report_words import count, dice, duration, human_bytes, signed
 from simulation.compare.arms import ALL_LABELS, ALWAYS, Arm
 from simulation.compare.numbers import (
     FEWEST_SEEDS,
+    WORSE_BY,
     Interval,
     Line,
     Pair,
@@ -24,16 +26,25 @@ from simulation.compare.numbers import (
     pairs_of,
     patient_aubc,
     same_patients,
+    whole_seeds,
 )
 from simulation.compare.plots import area_plot, curve_of, curve_plot
 from simulation.compare.record import Ran
 
 TARGETS = (0.9, 0.95)
 
+REFERENCE = "random_fg"
+"""What every strategy has to beat."""
+
 
 def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
-    """Write both into a comparison's folder; gives the page. It says so where runs are missing."""
-    runs, left_out = same_patients(runs)
+    """Write both into a comparison's folder; gives the page. It says so where runs are missing.
+
+    Args:
+        seeds: how many there shall be of each arm.
+    """
+    folds = max(1, run.split.folds)
+    runs, left_out = same_patients(whole_seeds(runs, folds=folds))
     within = common_range(runs)
     by_arm = {arm.name: [ran for ran in runs if ran.arm == arm.name] for arm in arms}
     by_arm = {name: found for name, found in by_arm.items() if found}
@@ -70,7 +81,7 @@ def _render(
         dice=dice, signed=signed, bytes=human_bytes, duration=duration, between=_between, whole=_whole, doubt=_doubt
     )
     curves = {name: found for name, found in by_arm.items() if len(found[0].points) > 1}
-    done, wanted = sum(map(len, by_arm.values())), len(arms) * seeds
+    done, wanted = sum(map(len, by_arm.values())), len(arms) * seeds * max(1, run.split.folds)
     budgets = sorted({point.labels for ran in by_arm.get("random", ()) for point in ran.points})
     return environment.get_template("compare.html.j2").render(
         name=run.name,
@@ -79,12 +90,13 @@ def _render(
         lead=_lead(pairs, lines),
         facts=[
             ("Seeds", str(seeds)),
+            *([("Folds", str(run.split.folds))] if run.split.folds else []),
             ("Cycles", str(run.federation.cycles)),
             ("First request", f"{run.budget.cold_start} a site"),
             ("Then", f"{run.budget.per_cycle} a site and cycle"),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
-        notes=_notes(wanted - done, seeds=seeds, left_out=left_out),
+        notes=_notes([ran for found in by_arm.values() for ran in found], wanted - done, seeds=seeds, left_out=left_out),
         lines=sorted(lines, key=lambda line: -line.aubc[0]),
         seeds=seeds,
         targets=TARGETS,
@@ -98,6 +110,9 @@ def _render(
         budgets=budgets,
         at_budgets={name: at_budgets(found, budgets) for name, found in curves.items()},
         pairs=pairs,
+        against={arm: pair for pair in pairs for arm in (pair.ours, pair.theirs) if REFERENCE in (pair.ours, pair.theirs)},
+        reference=REFERENCE,
+        worse_by=WORSE_BY,
         always=ALWAYS,
         command=command,
         needed=_needed(arms),
@@ -110,18 +125,21 @@ def _lead(pairs: Sequence[Pair], lines: Sequence[Line]) -> str:
     best = max((line for line in lines if line.arm != ALL_LABELS), key=lambda line: line.aubc[0], default=None)
     if best is None:
         return "No run has ended yet."
-    against = [pair for pair in pairs if {best.arm, "random_fg"} == {pair.ours, pair.theirs}]
+    against = [pair for pair in pairs if {best.arm, REFERENCE} == {pair.ours, pair.theirs}]
     if not against:
         return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}."
-    return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}. {against[0].verdict}"
+    return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}. {against[0].verdict(best.arm)}"
 
 
-def _notes(missing: int, *, seeds: int, left_out: int) -> list[str]:
+def _notes(runs: Sequence[Ran], missing: int, *, seeds: int, left_out: int) -> list[str]:
     notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
     if seeds < FEWEST_SEEDS:
         notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
     if left_out:
         notes.append(f"{count(left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run.")
+    for what, told in (("versions of the program", {r.commit for r in runs}), ("machines", {r.machine for r in runs})):
+        if len(told) > 1:
+            notes.append(f"The runs are of {len(told)} {what}: {', '.join(sorted(told))}.")
     return notes
 
 
@@ -135,14 +153,14 @@ def _table(runs: Sequence[Ran]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = ("labels", "minutes", "foreground_share", "dice_validation", "dice_test", "dice_worst_site_test", "bytes")
-    table.writerow(("strategy", "seed", "cycle", *names, "aubc_test", "seconds"))
+    table.writerow(("strategy", "seed", "fold", "cycle", *names, "aubc_validation", "aubc_test", "seconds"))
     for ran in runs:
-        area = sum(patient_aubc(ran).values()) / len(patient_aubc(ran))
+        areas = [f"{statistics.mean(patient_aubc(ran, role=role).values()):.5f}" for role in ("validation", "test")]
         for cycle, point in enumerate(ran.points, start=1):
             means = [sum(of.values()) / len(of) for of in (point.validation, point.test)]
             numbers = (point.foreground, *means, point.worst_test)
             row = (point.labels, point.minutes, *(f"{value:.5f}" for value in numbers), point.bytes)
-            table.writerow((ran.arm, ran.seed, cycle, *row, f"{area:.5f}", f"{ran.seconds:.1f}"))
+            table.writerow((ran.arm, ran.seed, ran.fold, cycle, *row, *areas, f"{ran.seconds:.1f}"))
     return text.getvalue()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from server.report_svg import INKS, Frame, Plot, axes_in, plot, spread
 from simulation.compare.arms import ALL_LABELS, ALONE
-from simulation.compare.numbers import Interval, Line
+from simulation.compare.numbers import Interval, Line, by_seed
 from simulation.compare.record import Ran
 from strategies.comparison import bootstrap
 
@@ -31,13 +32,17 @@ class Curve:
 
 
 def curve_of(runs: Sequence[Ran], *, over: str) -> Curve:
-    """Means over seeds, cycle by cycle; `over` is "labels" or "minutes"."""
+    """Means over seeds and folds, cycle by cycle; `over` is "labels" or "minutes"."""
     cycles = range(min(len(ran.points) for ran in runs))
     return Curve(
         arm=runs[0].arm,
         budgets=tuple(statistics.mean(getattr(ran.points[cycle], over) for ran in runs) for cycle in cycles),
-        dice=tuple(bootstrap([ran.points[cycle].test for ran in runs]) for cycle in cycles),
+        dice=tuple(bootstrap(by_seed(runs, partial(_test, cycle))) for cycle in cycles),
     )
+
+
+def _test(cycle: int, ran: Ran) -> Mapping[str, float]:
+    return ran.points[cycle].test
 
 
 def area_plot(lines: Sequence[Line]) -> Plot:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tomlkit
+from pydantic import ValidationError
 
 from client.store import Store
 from configs.files import write_text
+from configs.schema import Run
 from server.report_data import number, per_site, read_record
 
 
@@ -38,12 +43,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished run of an arm with a seed: of which configuration, by which program, on which machine."""
+    """A finished run of an arm with a seed: of which fold, by which configuration and program, on which machine."""
 
     arm: str
     seed: int
     points: tuple[Point, ...]
     seconds: float
+    fold: int = 0
     settings: str = ""
     commit: str = ""
     machine: str = ""
@@ -62,14 +68,49 @@ def write(path: Path, ran: Ran) -> None:
     write_text(path, json.dumps(asdict(ran), sort_keys=True))
 
 
-def taken(arm: str, seed: int, folders: Iterable[Path], *, settings: str) -> Ran:
+def taken(arm: str, folders: Iterable[Path], *, run: Run) -> Ran:
     """From the folders of an ended run, one for each federation (several where each site is one)."""
     parts = [_part(folder) for folder in folders]
     points = tuple(_merged(of_cycle, [part.pool for part in parts]) for of_cycle in zip(*(p.points for p in parts), strict=True))
     start = parts[0].start
     return Ran(
-        arm, seed, points, sum(part.seconds for part in parts), settings, str(start.get("commit")), str(start.get("machine"))
+        arm=arm,
+        seed=run.seed,
+        points=points,
+        seconds=sum(part.seconds for part in parts),
+        fold=run.split.fold,
+        settings=settings_of(run),
+        commit=str(start.get("commit")),
+        machine=str(start.get("machine")),
     )
+
+
+def differences(ran: Ran, run: Run) -> list[str]:
+    """Settings in which a record differs from the run that is asked for, as `key = its value`; where data lies is none of them.
+
+    A key that did not exist then has the value that it has by default.
+    """
+    stored = tomllib.loads(ran.settings)
+    stored["data"] = {**stored.get("data", {}), "root": run.data.root}
+    try:
+        theirs = Run.model_validate(stored)
+    except ValidationError:
+        return ["settings that this version does not know"]
+    ours = dict(_flat(run.model_dump(mode="json")))
+    return [f"{key} = {json.dumps(value)}" for key, value in _flat(theirs.model_dump(mode="json")) if ours.get(key) != value]
+
+
+def settings_of(run: Run) -> str:
+    """As TOML, without the data's root: a record must not tell what somebody's folders are called."""
+    return tomlkit.dumps(run.model_dump(mode="json", exclude_none=True, exclude={"data": {"root"}}))
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A comparison lies in one folder and goes on where it stopped; other processes ma
 done by whoever begins it.
 
     compare.json            what is compared, so that another comparison is not mixed with it
-    hospitals/seed<n>/      sites as they are made, for every run with that seed
+    hospitals/seed<n>/      sites as they are made, for every run with that seed (with split.folds: seed<n>-fold<k>, each run)
     cache/<site>/           images on the network's grid, truth, SAM's embeddings
     runs/<arm>-seed<n>/     a run's folder (in parts, by site, for those that are alone), and record.json once it has ended
     compare.html            the page; compare.csv, its numbers
@@ -48,18 +48,55 @@ def compare(
     folder = (out or Path("runs") / f"compare-{plain.name}").resolve()
     with locked(folder / "hospitals", wait=True):
         _claim(folder, plain)
-    jobs = [(arm, seed) for seed in seeds for arm in arms]
+    jobs = [
+        Job(arm, run_of(config, overrides, arm, seed=seed, fold=fold), made_of, folder / "runs")
+        for seed in seeds
+        for fold in range(max(1, plain.split.folds))
+        for made_of in [load(config, [*overrides, f"seed={seed}", f"split.fold={fold}"])]
+        for arm in arms
+    ]
+    _check_records(jobs)
     try:
         with progress_for("compare", console) as progress:
-            for place, (arm, seed) in enumerate(jobs):
-                _once(folder, config, overrides, arm, seed, _Part(progress, place, len(jobs), f"{arm.name}, seed {seed}"))
+            for place, job in enumerate(jobs):
+                _once(folder, job, _Part(progress, place, len(jobs), job.name))
     except KeyboardInterrupt:
         console.print("\nStopped; every finished step is kept. The same command goes on, and others may help with it.")
         sys.exit(130)
-    found = [ran for arm, seed in jobs if (ran := record.read(_folder(folder, arm, seed) / "record.json")) is not None]
+    found = [ran for job in jobs if (ran := job.record()) is not None]
     page = write_page(folder, plain, arms, found, seeds=len(seeds), command=_command(config, overrides, queries, seeds, out))
     console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
     return folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: an arm with a seed, holding out a fold.
+
+    Attributes:
+        run: its configuration.
+        made_of: the configuration that the hospitals of all arms are made of.
+        runs: the folder of all runs.
+    """
+
+    arm: Arm
+    run: Run
+    made_of: Run
+    runs: Path
+
+    @property
+    def name(self) -> str:
+        fold = f", fold {self.run.split.fold}" if self.run.split.folds else ""
+        return f"{self.arm.name}, seed {self.run.seed}{fold}"
+
+    @property
+    def folder(self) -> Path:
+        fold = f"-fold{self.run.split.fold}" if self.run.split.folds else ""
+        return self.runs / f"{self.arm.folder}-seed{self.run.seed}{fold}"
+
+    def record(self) -> record.Ran | None:
+        """None where it has not ended."""
+        return record.read(self.folder / "record.json")
 
 
 @dataclass(frozen=True)
@@ -93,25 +130,31 @@ def _claim(folder: Path, run: Run) -> None:
     write_text(path, told)
 
 
-def _folder(folder: Path, arm: Arm, seed: int) -> Path:
-    return folder / "runs" / f"{arm.folder}-seed{seed}"
+def _check_records(jobs: Sequence[Job]) -> None:
+    """That what has ended was run as it would be now: other strategies may need another network of all arms."""
+    for job in jobs:
+        ran = job.record()
+        other = record.differences(ran, job.run) if ran is not None else []
+        if other:
+            raise RunFolderError(
+                f"{job.name} has been run with {', '.join(other)}, and would not be now (a strategy that is compared with it may "
+                "need another network): choose another folder with --out, or compare what was compared here"
+            )
 
 
-def _once(folder: Path, config: Path, overrides: Sequence[str], arm: Arm, seed: int, shown: Progress) -> None:
-    """Run an arm with a seed, unless it is done or another process is at it."""
-    own, run = _folder(folder, arm, seed), run_of(config, overrides, arm, seed=seed)
-    if record.read(own / "record.json") is not None:
+def _once(folder: Path, job: Job, shown: Progress) -> None:
+    """Run a job, unless it is done or another process is at it."""
+    if job.record() is not None:
         return
     with locked(folder / "hospitals", wait=True):
-        seeded = load(config, [*overrides, f"seed={seed}"])
-        made, names = hospitals(seeded, folder, progress=lambda what, done, total: shown.step(what, done=done, total=total))
+        made, names = hospitals(job.made_of, folder, progress=lambda what, done, total: shown.step(what, done=done, total=total))
     try:
-        with locked(own):
-            federations = [[name] for name in names] if arm.alone else [names]
-            folders = [own / names_[0] if arm.alone else own / "all" for names_ in federations]
+        with locked(job.folder):
+            federations = [[name] for name in names] if job.arm.alone else [names]
+            folders = [job.folder / names_[0] if job.arm.alone else job.folder / "all" for names_ in federations]
             for part, members in zip(folders, federations, strict=True):
-                lend(made, members, run, part, cache=folder / "cache")
+                lend(made, members, job.run, part, cache=folder / "cache")
                 start(part, members, engine="inline", shown=shown)
-            record.write(own / "record.json", record.taken(arm.name, seed, folders, settings=dump(run)))
+            record.write(job.folder / "record.json", record.taken(job.arm.name, folders, run=job.run))
     except FolderInUse:
         return

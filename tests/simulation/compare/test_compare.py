@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.faults import ConfigError
+from server.rounds import Progress
 from simulation.compare import record
 from simulation.compare.run import compare
-from simulation.run import RunFolderError
-
-OVERRIDES = ("split.test_fraction=0.4",)
+from simulation.run import RunFolderError, start
 
 
 def test_a_comparison_has_its_baselines_and_is_done_once(
@@ -49,6 +48,40 @@ def test_a_comparison_has_its_baselines_and_is_done_once(
     monkeypatch.setattr("simulation.compare.run.start", no_more)
     compare(config, [], queries=["entropy"], seeds=[0], out=out)
     assert (out / "compare.html").read_text() == page
+
+    with pytest.raises(RunFolderError, match=r"random, seed 0 has been run with network\.dropout = 0\.0, and would not be now"):
+        compare(config, [], queries=["entropy", "bald"], seeds=[0], out=out)
+
+
+def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its fourth run of eight, between two federations of one site each; no part that had ended is begun again."""
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    started: list[Path] = []
+
+    def begin(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        if len(started) == 4:
+            started.append(folder)
+            raise KeyboardInterrupt
+        started.append(folder)
+        start(folder, names, engine=engine, shown=shown)
+
+    monkeypatch.setattr("simulation.compare.run.start", begin)
+    with pytest.raises(SystemExit):
+        compare(config, ["split.folds=2"], queries=[], seeds=[0], out=out)
+    first = list(started)
+    assert len(list((out / "runs").glob("*/record.json"))) == 3
+    compare(config, ["split.folds=2"], queries=[], seeds=[0], out=out)
+    assert len(list((out / "runs").glob("*/record.json"))) == 8
+    assert not {*first[:3]} & {*started[5:]}, "runs that had ended stay"
+    tested = [record.read(out / "runs" / f"random-seed0-fold{fold}" / "record.json") for fold in (0, 1)]
+    patients = [{*ran.points[-1].test} for ran in tested if ran is not None]
+    assert not patients[0] & patients[1]
+    assert len(patients[0] | patients[1]) == 15
+    page = (out / "compare.html").read_text()
+    assert "complete" in page
+    assert "<dt>Folds</dt><dd>2</dd>" in page
 
 
 def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
