@@ -82,7 +82,7 @@ def check(
 
     if config is None and not explain:
         raise typer.BadParameter("name a configuration, or ask for --explain")
-    run(config, settings or [], Console(), explained=explain, further=lambda valid: check_sam(valid.sam))
+    run(config, settings or [], Console(), explained=explain, further=check_sam)
 
 
 @app.command()

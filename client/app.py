@@ -55,7 +55,7 @@ def join(site: Site, plan: Plan, request: wire.Request, message: Message) -> Rec
             name=site.name,
             protocol=wire.PROTOCOL,
             classes=tuple(plan.classes),
-            sam=identity(site.settings.sam_checkpoint) if plan.sam.enabled and plan.sam.adapt != "none" else "",
+            sam=identity(site.settings.sam_checkpoint) if plan.needs_one_sam else "",
             cases=sum(counts.values()) - held_out if shared else None,
             labelled=counts.get("labelled", 0) if shared else None,
             unlabelled=counts.get("unlabelled", 0) if shared else None,

@@ -26,6 +26,7 @@ class Plan(Settings):
     sam: Sam
     query: Query
     cost: Cost = Cost()
+    needs_one_sam: bool = False
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Plan:

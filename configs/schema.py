@@ -298,6 +298,17 @@ class Run(Settings):
         return self
 
     @property
+    def reads_sam(self) -> bool:
+        """Whether sites need SAM at all: it takes part in training, or cases are chosen by its embeddings."""
+        needs = (*STRATEGIES[self.query.strategy.split("+")[0]].needs, *STRATEGIES[self.query.cold_start].needs)
+        return self.sam.enabled or "embeddings" in needs
+
+    @property
+    def needs_one_sam(self) -> bool:
+        """Whether all sites must have the same SAM: they learn for it together, or put their embeddings together."""
+        return (self.sam.enabled and self.sam.adapt != "none") or self.budget.rule == "coordinated"
+
+    @property
     def rounds_with_sam(self) -> int:
         """In how many rounds of the run SAM may count."""
         if not self.sam.enabled:

@@ -58,7 +58,7 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
         SamUnavailable: SAM's checkpoint can't be used as the run asks.
         StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
-    check_sam(run.sam)
+    check_sam(run)
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
     state = _begin(run, out)
@@ -276,7 +276,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     settings = run.model_dump(mode="json", include={"seed", "data", "split", "experts"})
     settings["classes"] = [[name, value] for name, value in run.classes.items()]  # their order is their label
     settings["federation.cycles"] = run.federation.cycles
-    settings["the file of sam.checkpoint"] = digest(path_of(run.sam.checkpoint)) if run.sam.enabled else ""
+    settings["the file of sam.checkpoint"] = digest(path_of(run.sam.checkpoint)) if run.reads_sam else ""
     if not path.exists():
         _write_json(path, {"settings": settings})
         return {"settings": settings}

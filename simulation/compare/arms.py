@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.sam_checkpoint import check as check_sam
 from configs.faults import ConfigError, Fault
 from configs.load import load
 from configs.schema import Run
@@ -52,6 +53,7 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
 
     Raises:
         ConfigError: unknown strategies, or an arm that the configuration does not fit; all of them at once.
+        SamUnavailable: an arm needs SAM, and its checkpoint can't be used.
     """
     faults = [Fault((), fault) for name in queries if (fault := fault_of(name)) is not None]
     if faults:
@@ -90,6 +92,7 @@ def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
                 )
             )
             break
+        check_sam(run)
     if faults:
         raise ConfigError(str(config), faults)
 
