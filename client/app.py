@@ -32,7 +32,7 @@ from client.sam_checkpoint import identity
 from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
-from client.stop import stopping_for_good
+from client.stop import blaming, stopping_for_good
 from client.store import ImageRow
 from client.train import When, train
 from client.update import update_of
@@ -239,7 +239,8 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             )
         torch.set_num_threads(site.settings.threads)
         keep_freed_memory()
-        return Message(answer(site, plan, request, message), reply_to=message)
+        with blaming(plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"):
+            return Message(answer(site, plan, request, message), reply_to=message)
 
 
 def _handle(answer: Answer) -> Callable[[Message, Context], Message]:

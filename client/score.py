@@ -77,7 +77,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
             **found,
         )
     except FloatingPointError as error:
-        raise SiteFault("invariant-broken", f"strategy {strategy.name}: {error}") from error
+        raise SiteFault("invariant-broken", str(error)) from error
 
 
 def unscored(cases: Sequence[Case]) -> Scores:

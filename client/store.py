@@ -382,7 +382,7 @@ class Store:
         """The pool adds up: every case has one state, and labels, requests and states tell the same story.
 
         Raises:
-            SiteFault: with code `invariant-broken` and the numbers that disagree.
+            SiteFault: with code `invariant-broken`, the numbers that disagree and a case that they disagree about.
         """
         with self._session() as session:
             slices = int(session.scalar(select(func.coalesce(func.sum(ImageTable.slices), 0))) or 0)
@@ -390,14 +390,15 @@ class Store:
             by_state = dict(session.execute(select(CaseTable.state, func.count()).group_by(CaseTable.state)).tuples().all())
             labels = int(session.scalar(select(func.count()).select_from(LabelTable)) or 0)
             requests = int(session.scalar(select(func.count()).select_from(RequestTable)) or 0)
-        asked = by_state.get("requested", 0) + by_state.get("labelled", 0)
-        for what, left, right in (
-            ("slices of all images and cases", slices, cases),
-            ("labels stored and cases labelled", labels, by_state.get("labelled", 0)),
-            ("requests made and cases requested or labelled", requests, asked),
-        ):
-            if left != right:
-                raise SiteFault("invariant-broken", f"the pool does not add up: {what} are {left} and {right}")
+            asked = by_state.get("requested", 0) + by_state.get("labelled", 0)
+            for what, left, right in (
+                ("slices of all images and cases", slices, cases),
+                ("labels stored and cases labelled", labels, by_state.get("labelled", 0)),
+                ("requests made and cases requested or labelled", requests, asked),
+            ):
+                if left != right:
+                    told = f"the pool does not add up: {what} are {left} and {right}{_at_odds(session)}"
+                    raise SiteFault("invariant-broken", told)
 
     def stop(self, reason: str) -> None:
         """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
@@ -429,3 +430,16 @@ def _case(row: CaseTable) -> Case:
 
 def _unpacked(label: LabelTable) -> NDArray[np.uint8]:
     return np.frombuffer(zlib.decompress(label.mask), dtype=np.uint8).reshape(label.rows, label.columns).copy()
+
+
+def _at_odds(session: Session) -> str:
+    """Names the first case whose state says something else than the tables of labels and requests; a lost case has no name."""
+    state_of = dict(session.execute(select(CaseTable.id, CaseTable.state)).tuples().all())
+    labelled, asked = (set(session.scalars(select(table.case))) for table in (LabelTable, RequestTable))
+    for case in sorted({*state_of, *labelled, *asked}):
+        state = state_of.get(case, "unknown")
+        if (state == "labelled") != (case in labelled) or (state in ("requested", "labelled")) != (case in asked):
+            return f"; case {case} is {state}, {'has a' if case in labelled else 'has no'} label, and was " + (
+                "requested" if case in asked else "not requested"
+            )
+    return ""

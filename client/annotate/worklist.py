@@ -90,7 +90,7 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     requests = site.store.open_requests()
     before = site.store.counts().get("labelled", 0)
     annotator.publish(requests)
-    came = 0
+    came: list[str] = []
     for request, answer in annotator.answers(requests, cycle=cycle, tick=tick):
         if isinstance(answer, str):
             if answer != request.problem:
@@ -99,16 +99,15 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
             continue
         minutes = _minutes(site, plan, request, answer)
         site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name, minutes=minutes)
-        came += 1
+        came.append(request.case.id)
     annotator.publish(site.store.open_requests())
     after = site.store.counts().get("labelled", 0)
-    if after - before != came:
-        raise SiteFault(
-            "invariant-broken",
-            f"strategy {plan.query.strategy}: {came} labels came, but the labelled set grew from {before} to {after}",
-        )
+    if after - before != len(came):
+        lost = sorted(set(came) - {case.id for case in site.store.cases("labelled")})
+        named = f"; case {lost[0]} is not in it" if lost else ""
+        raise SiteFault("invariant-broken", f"{len(came)} labels came, but the labelled set grew from {before} to {after}{named}")
     site.store.check_conserved()
-    return came
+    return len(came)
 
 
 def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) -> float:
@@ -142,8 +141,8 @@ def _select(
             choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
-        return _chosen(choose, scores, cases, rng, plan)
-    selection = _chosen(choose, grouped(scores, unit_of), cases, rng, plan)
+        return _chosen(choose, scores, cases, rng)
+    selection = _chosen(choose, grouped(scores, unit_of), cases, rng)
     members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)
 
@@ -160,29 +159,22 @@ def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centro
 
 
 def _chosen(
-    strategy: Callable[[Scores, int, np.random.Generator], Selection],
-    scores: Scores,
-    cases: int,
-    rng: np.random.Generator,
-    plan: Plan,
+    choose: Callable[[Scores, int, np.random.Generator], Selection], scores: Scores, cases: int, rng: np.random.Generator
 ) -> Selection:
-    """What the strategy chooses; it must be as many as were asked for, or all there are, none twice, and of the pool.
+    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, and of the pool.
 
     Raises:
-        SiteFault: it is not; names the strategy and the case. A shortfall that went unnoticed would freeze the labelled set while
-            the curve still looks normal.
+        SiteFault: it is not; names the case. A shortfall that went unnoticed would freeze the labelled set while the curve still
+            looks normal.
     """
     try:
-        selection = strategy(scores, cases, rng)
+        selection = choose(scores, cases, rng)
     except ValueError as error:
-        raise SiteFault("invariant-broken", f"strategy {plan.query.strategy}: {error}") from error
+        raise SiteFault("invariant-broken", str(error)) from error
     foreign = sorted(set(selection.case_ids) - set(scores.case_ids))
     if foreign:
-        raise SiteFault("invariant-broken", f"strategy {plan.query.strategy} chose case {foreign[0]}, which is not in the pool")
+        raise SiteFault("invariant-broken", f"case {foreign[0]} was chosen, which is not in the pool")
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
-        raise SiteFault(
-            "invariant-broken",
-            f"strategy {plan.query.strategy} chose {len(selection.choices)} cases of the {expected} asked for",
-        )
+        raise SiteFault("invariant-broken", f"{len(selection.choices)} cases were chosen of the {expected} asked for")
     return selection

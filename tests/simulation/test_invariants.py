@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from tests_support import events
 
 import client.app as client_app
+from client.faults import SiteFault
 from client.look import Looked, looks
 from client.plan import Plan
 from client.site import Site
+from client.store import Store
 from simulation.run import simulate
 from strategies.query.parse import parse_query
 from strategies.query.strategy import Strategy
@@ -64,7 +67,7 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "invariant-broken",
             "annotate",
             2,  # the first choice by score follows the first cycle
-            "strategy entropy chose 0 cases of the 1 asked for",
+            "strategy entropy: 0 cases were chosen of the 1 asked for",
         ),
         (
             "carry_out",
@@ -82,7 +85,7 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "invariant-broken",
             "annotate",
             2,
-            "strategy entropy chose case a held-out case, which is not in the pool",
+            "strategy entropy: case a held-out case was chosen, which is not in the pool",
         ),
         (
             "collect",
@@ -91,7 +94,7 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "invariant-broken",
             "annotate",
             1,
-            "2 labels came, but the labelled set grew from 0 to 0",
+            "strategy random (of the first request): 2 labels came, but the labelled set grew from 0 to 0; case ",
         ),
     ],
     ids=["scores that are not finite", "too few choices", "a case twice", "a case of no pool", "labels that get lost"],
@@ -133,3 +136,20 @@ def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
         "it stays stopped: it chooses and labels nothing"
     )
     assert record[-1]["event"] == "end"
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("delete from labels", r"are 0 and \d+; case [\w.]+ is labelled, has no label, and was requested"),
+        ("update cases set state = 'unlabelled'", r"case [\w.]+ is unlabelled, has a label, and was requested"),
+        ("delete from cases where state = 'unlabelled'", "slices of all images and cases are"),
+    ],
+)
+def test_a_pool_that_does_not_add_up_names_a_case(tiny_config: Config, tmp_path: Path, sql: str, said: str) -> None:
+    folder = simulate(tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), out=tmp_path / "run")
+    path = folder / "sites" / "south" / "site.db"
+    with sqlite3.connect(path) as database:
+        database.execute(sql)
+    with pytest.raises(SiteFault, match=said):
+        Store.at(path).check_conserved()
