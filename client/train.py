@@ -135,6 +135,9 @@ def train(
             if anchor:
                 terms["proximal"] = _distance(learning, anchor)
             total = _weighted(terms, framework, plan, step, when.total_steps)
+            optimiser.param_groups[0]["lr"] = plan.train.learning_rate * line(
+                when.total_steps - step, total=when.total_steps, start=plan.train.learning_rate_end
+            )
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()

@@ -135,6 +135,9 @@ class Train(Settings):
     batch_labelled: Positive = Field(8, description="labelled images in a batch")
     batch_unlabelled: Positive = Field(8, description="unlabelled images in a batch, for semi-supervised frameworks")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
+    learning_rate_end: Fraction = Field(
+        1.0, description="share of it that is left at the end of the run (of each cycle, where weights begin anew); 1: all"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
     consistency_weight: Annotated[float, Field(ge=0)] = Field(
         1.0,

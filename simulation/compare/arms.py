@@ -10,7 +10,7 @@ from client.sam_checkpoint import check as check_sam
 from configs.faults import ConfigError, Fault
 from configs.load import load
 from configs.schema import Run
-from strategies.query import STRATEGIES, fault_of
+from strategies.query import BEFORE_TRAINING, STRATEGIES, fault_of
 
 ALWAYS = ("random", "random_fg")
 """Comparators that every strategy has to beat."""
@@ -49,7 +49,8 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     """Both randoms, the given strategies in their order, and the baselines.
 
     What a strategy needs of the network is switched on: dropout for all arms alike, an evidential head for its own, which
-    random_fg then has a twin with, or the head would be compared rather than the choice.
+    random_fg then has a twin with, or the head would be compared rather than the choice. A strategy that needs no model makes the
+    first request too; all others have the configuration's.
 
     Raises:
         ConfigError: unknown strategies, or an arm that the configuration does not fit; all of them at once.
@@ -65,7 +66,10 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
     evidential = [name for name in asked if "evidential head" in needs[name]]
     head = "network.head=evidential"
-    found = [Arm(name, (*shared, f"query.strategy={name}", *([head] if name in evidential else []))) for name in asked]
+    found = []
+    for name in asked:
+        informed = [f"query.cold_start={base}"] if (base := name.split("+")[0]) in BEFORE_TRAINING else []
+        found.append(Arm(name, (*shared, f"query.strategy={name}", *informed, *([head] if name in evidential else []))))
     if evidential and plain.network.head != "evidential":
         found.append(Arm("random_fg, evidential", (*shared, "query.strategy=random_fg", head)))
     everything = ("query.strategy=random", "budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1")

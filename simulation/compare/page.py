@@ -144,7 +144,11 @@ def _notes(runs: Sequence[Ran], missing: int, *, seeds: int, left_out: int) -> l
 
 
 def _needed(arms: Sequence[Arm]) -> str:
-    told = [f"{arm.name} has {override}" for arm in arms for override in arm.overrides if override.startswith("network.")]
+    """What is changed in the configuration for some arms; what is changed for all of them is said once."""
+    changes = {arm.name: [o for o in arm.overrides if o.startswith(("network.", "query.cold_start"))] for arm in arms}
+    shared = set.intersection(*(set(of) for of in changes.values()))
+    told = [f"all have {override}" for override in sorted(shared)]
+    told += [f"{name} has {override}" for name, of in changes.items() for override in of if override not in shared]
     return "; ".join(told) or "nothing, here"
 
 

@@ -121,8 +121,8 @@ def _neighbours(unit: NDArray[np.float32], rows: NDArray[np.intp]) -> list[NDArr
 
 
 def _look(seen: Seen) -> Columns:
-    """Logits of an evidential head are ln α."""
-    of_global, of_local = (seen.logits[model][0].exp() for model in ("global", "local"))
+    """Logits of an evidential head are ln α; in single precision the entropies of large α cancel to noise."""
+    of_global, of_local = (seen.logits[model][0].double().exp() for model in ("global", "local"))
     maps = {"epistemic": epistemic(of_global), "of_global": aleatoric(of_global), "of_local": aleatoric(of_local)}
     columns: Columns = {name: mean_over_pixels(map_, seen.inside) for name, map_ in maps.items()}
     return {**columns, "features": seen.features["local"].float().cpu().numpy()}

@@ -66,7 +66,7 @@ def evidential(logits: Tensor, labels: Tensor) -> Tensor:
     """
     counts = (labels != IGNORE).to(logits.dtype)
     true = torch.zeros_like(logits).scatter_(1, labels.where(labels != IGNORE, 0).unsqueeze(1), 1.0)
-    alpha = torch.where(true > 0, 1.0, logits.exp())
+    alpha = torch.where(true > 0, 1.0, logits.double().exp())  # in single precision large values cancel to noise
     total = alpha.sum(dim=1)
     constant = torch.lgamma(torch.tensor(float(logits.shape[1])))
     divergence = (
@@ -76,7 +76,7 @@ def evidential(logits: Tensor, labels: Tensor) -> Tensor:
         + ((alpha - 1) * (torch.digamma(alpha) - torch.digamma(total)[:, None])).sum(dim=1)
     )
     wrong = (divergence * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
-    return supervised(logits, labels) + EVIDENCE_WEIGHT * wrong.mean()
+    return supervised(logits, labels) + EVIDENCE_WEIGHT * wrong.mean().to(logits.dtype)
 
 
 def consistency(probs: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:

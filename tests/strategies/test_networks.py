@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from strategies.networks import (
     GROUPS,
     NETWORKS,
+    Evidence,
     build_network,
     class_map,
     feature_dropout,
@@ -267,3 +268,22 @@ def test_networks_together_say_the_mean_of_what_each_says_in_evaluation_mode() -
         one, other = (network.eval()(images(2)).softmax(1) for network in networks)
     assert torch.allclose(together, (one + other) / 2)
     assert torch.allclose(together.sum(1), torch.ones(2, 32, 32))
+
+
+def test_an_evidential_heads_softmax_is_the_mean_of_its_dirichlet() -> None:
+    """The same network but for the head: α = exp(z) + 1, softmax(ln α) = α / S, and whoever is unsure has no evidence."""
+    plain, evidential = default(), default(head="evidential")
+    z, log_alpha = plain(images(2)), evidential(images(2))
+    alpha = z.exp() + 1
+    torch.testing.assert_close(log_alpha.exp(), alpha)
+    torch.testing.assert_close(log_alpha.softmax(dim=1), alpha / alpha.sum(dim=1, keepdim=True))
+    assert (log_alpha >= 0).all()
+
+
+def test_an_evidential_head_learns_where_it_has_no_evidence_yet() -> None:
+    """With ReLU(z) in place of exp(z) a class without evidence has no gradient, and stays without."""
+    head = Evidence()
+    z = torch.full((1, 3, 2, 2), -2.0, requires_grad=True)
+    losses.evidential(head(z), torch.ones(1, 2, 2, dtype=torch.int64)).backward()
+    assert z.grad is not None
+    assert (z.grad[:, 1] < 0).all(), "more evidence for the true class"
