@@ -98,7 +98,11 @@ def compare(
     config: Config,
     query: Annotated[
         list[str] | None,
-        typer.Option("--query", help="Strategies, e.g. --query entropy feal+stochastic; both randoms always take part"),
+        typer.Option(
+            "--query",
+            help="Strategies, e.g. --query entropy feal+stochastic; after an @ whose model scores, e.g. bald@both; both randoms "
+            "always take part",
+        ),
     ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Seeds; default 0 1 2")] = None,
     settings: Set = None,

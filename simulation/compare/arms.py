@@ -24,6 +24,9 @@ FAIR = ("federation.restart=initial",)
 
 DROPOUT = 0.1
 
+MODELS = ("global", "local", "both", "switch")
+"""What may come after an @: whose prediction is scored, as `query.model` has it."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -42,7 +45,7 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name as that of a folder."""
-        return self.name.replace(", ", "-").replace(" ", "_")
+        return self.name.replace(", ", "-").replace("@", "-").replace(" ", "_")
 
 
 def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> list[Arm]:
@@ -52,30 +55,48 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     random_fg then has a twin with, or the head would be compared rather than the choice. A strategy that needs no model makes the
     first request too; all others have the configuration's.
 
+    Args:
+        queries: names as `query.strategy` takes them, each with `@local`, `@both` or `@switch` behind it where another model
+            than the federation's is asked.
+
     Raises:
         ConfigError: unknown strategies, or an arm that the configuration does not fit; all of them at once.
         SamUnavailable: an arm needs SAM, and its checkpoint can't be used.
     """
-    faults = [Fault((), fault) for name in queries if (fault := fault_of(name)) is not None]
+    faults = [Fault((), fault) for asked in queries if (fault := _fault_of(asked)) is not None]
     if faults:
         raise ConfigError("--query", faults)
     plain = load(config, [*overrides, *FAIR])
     asked = list(dict.fromkeys([*ALWAYS, *queries]))
-    needs = {name: STRATEGIES[name.split("+")[0]].needs for name in asked}
+    needs = {name: STRATEGIES[_base(name)].needs for name in asked}
     wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
     evidential = [name for name in asked if "evidential head" in needs[name]]
     head = "network.head=evidential"
     found = []
     for name in asked:
-        informed = [f"query.cold_start={base}"] if (base := name.split("+")[0]) in BEFORE_TRAINING else []
-        found.append(Arm(name, (*shared, f"query.strategy={name}", *informed, *([head] if name in evidential else []))))
+        strategy, _, model = name.partition("@")
+        own = [f"query.strategy={strategy}"] + ([f"query.model={model}"] if model else [])
+        own += [f"query.cold_start={_base(name)}"] if _base(name) in BEFORE_TRAINING else []
+        found.append(Arm(name, (*shared, *own, *([head] if name in evidential else []))))
     if evidential and plain.network.head != "evidential":
         found.append(Arm("random_fg, evidential", (*shared, "query.strategy=random_fg", head)))
     everything = ("query.strategy=random", "budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1")
     found += [Arm(ALL_LABELS, (*shared, *everything)), Arm(ALONE, (*shared, "query.strategy=random"), alone=True)]
     _check(config, overrides, found)
     return found
+
+
+def _base(name: str) -> str:
+    """The strategy in `feal+stochastic`, or `entropy@local`."""
+    return name.partition("@")[0].split("+")[0]
+
+
+def _fault_of(name: str) -> str | None:
+    strategy, at, model = name.partition("@")
+    if at and model not in MODELS:
+        return f"{name!r}: after an @ comes whose prediction is scored, one of {', '.join(MODELS)}"
+    return fault_of(strategy)
 
 
 def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:

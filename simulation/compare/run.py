@@ -34,9 +34,22 @@ from simulation.run import RunFolderError, start
 
 
 def compare(
-    config: Path, overrides: Sequence[str], *, queries: Sequence[str], seeds: Sequence[int], out: Path | None = None
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    queries: Sequence[str],
+    seeds: Sequence[int],
+    out: Path | None = None,
+    records: Path | None = None,
 ) -> Path:
     """Run what is not done yet and write the page; gives the comparison's folder.
+
+    Args:
+        config, overrides: as `configs.load.load` takes them.
+        queries: names of strategies.
+        out: the comparison's folder; runs/compare-NAME by default.
+        records: where the records of ended runs lie and are written to; in the comparison's folder by default. Whoever keeps them
+            elsewhere can delete that, and the same command makes no run anew.
 
     Raises:
         ConfigError, DataFault, StorageFault, FederationFault: as `simulation.run.simulate`.
@@ -49,7 +62,7 @@ def compare(
     with locked(folder / "hospitals", wait=True):
         _claim(folder, plain)
     jobs = [
-        Job(arm, run_of(config, overrides, arm, seed=seed, fold=fold), made_of, folder / "runs")
+        Job(arm, run_of(config, overrides, arm, seed=seed, fold=fold), made_of, folder / "runs", records)
         for seed in seeds
         for fold in range(max(1, plain.split.folds))
         for made_of in [load(config, [*overrides, f"seed={seed}", f"split.fold={fold}"])]
@@ -77,12 +90,14 @@ class Job:
         run: its configuration.
         made_of: the configuration that the hospitals of all arms are made of.
         runs: the folder of all runs.
+        records: the folder of all records; None where each lies with its run.
     """
 
     arm: Arm
     run: Run
     made_of: Run
     runs: Path
+    records: Path | None = None
 
     @property
     def name(self) -> str:
@@ -94,9 +109,13 @@ class Job:
         fold = f"-fold{self.run.split.fold}" if self.run.split.folds else ""
         return self.runs / f"{self.arm.folder}-seed{self.run.seed}{fold}"
 
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "record.json" if self.records is None else self.records / f"{self.folder.name}.json"
+
     def record(self) -> record.Ran | None:
         """None where it has not ended."""
-        return record.read(self.folder / "record.json")
+        return record.read(self.record_path)
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,6 @@ def _once(folder: Path, job: Job, shown: Progress) -> None:
             for part, members in zip(folders, federations, strict=True):
                 lend(made, members, job.run, part, cache=folder / "cache")
                 start(part, members, engine="inline", shown=shown)
-            record.write(job.folder / "record.json", record.taken(job.arm.name, folders, run=job.run))
+            record.write(job.record_path, record.taken(job.arm.name, folders, run=job.run))
     except FolderInUse:
         return

@@ -50,8 +50,9 @@ def supervised_per_image(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (entropy / pixels.clamp(min=1) + dice)
 
 
-EVIDENCE_WEIGHT = 0.1
-"""Of the term that takes evidence for wrong classes back."""
+EVIDENCE_WEIGHT = 0.003
+"""Of the term that takes evidence for wrong classes back. By validation Dice (hippocampus, 120 labels, 500 steps, one seed): .33,
+.67, .73 and .72 with .1, .01, .003 and 0, where a softmax has .74."""
 
 
 def evidential(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 from configs.faults import ConfigError
 from server.rounds import Progress
 from simulation.compare import record
+from simulation.compare.arms import arms_of, run_of
 from simulation.compare.run import compare
 from simulation.run import RunFolderError, start
 
@@ -49,8 +50,15 @@ def test_a_comparison_has_its_baselines_and_is_done_once(
     compare(config, [], queries=["entropy"], seeds=[0], out=out)
     assert (out / "compare.html").read_text() == page
 
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in (out / "runs").glob("*/record.json"):
+        path.rename(kept / f"{path.parent.name}.json")
+    compare(config, [], queries=["entropy"], seeds=[0], out=tmp_path / "elsewhere", records=kept)
+    assert (tmp_path / "elsewhere" / "compare.csv").read_text() == (out / "compare.csv").read_text()
+
     with pytest.raises(RunFolderError, match=r"random, seed 0 has been run with network\.dropout = 0\.0, and would not be now"):
-        compare(config, [], queries=["entropy", "bald"], seeds=[0], out=out)
+        compare(config, [], queries=["entropy", "bald"], seeds=[0], out=out, records=kept)
 
 
 def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient(
@@ -85,8 +93,24 @@ def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient
 
 
 def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)entorpy.*marign"):
-        compare(tiny_config(), [], queries=["entorpy", "marign"], seeds=[0], out=tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"(?s)entorpy.*marign.*entropy@mine.*global, local, both, switch"):
+        compare(tiny_config(), [], queries=["entorpy", "marign", "entropy@mine"], seeds=[0], out=tmp_path / "c")
+
+
+def test_arms_have_what_their_strategy_needs(tiny_config: Callable[..., Path]) -> None:
+    arms = {arm.name: arm for arm in arms_of(tiny_config(), [], ["bald@both", "feal+cap", "typiclust", "random"])}
+    assert list(arms) == [
+        *("random", "random_fg", "bald@both", "feal+cap", "typiclust"),
+        *("random_fg, evidential", "all labels", "each site alone"),
+    ]
+    runs = {name: run_of(tiny_config(), [], arm, seed=4) for name, arm in arms.items()}
+    assert all(run.seed == 4 and run.network.dropout > 0 and run.federation.restart == "initial" for run in runs.values())
+    heads = {name for name, run in runs.items() if run.network.head == "evidential"}
+    assert heads == {"feal+cap", "random_fg, evidential"}
+    assert (runs["bald@both"].query.strategy, runs["bald@both"].query.model) == ("bald", "both")
+    assert {name: run.query.cold_start for name, run in runs.items() if run.query.cold_start != "random"} == {
+        "typiclust": "typiclust"
+    }
 
 
 def test_another_comparison_is_not_mixed_in(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
