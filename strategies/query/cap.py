@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,10 +39,20 @@ def capped(
         if not left:
             allowed += 1
             continue
-        for choice in choose(scores.among(left), count - len(chosen), rng).choices:
+        for choice in choose(_beside(scores, left, list(chosen)), count - len(chosen), rng).choices:
             patient = patient_of[choice.case_id]
             if asked[patient] < allowed:
                 asked[patient] += 1
                 beyond = f"; no other patient is left, so more than {cap} of this one" if allowed > cap else ""
                 chosen[choice.case_id] = Choice(choice.case_id, choice.score, choice.reason + beyond)
     return Selection(tuple(chosen.values()))
+
+
+def _beside(scores: Scores, left: list[str], chosen: list[str]) -> Scores:
+    """Those that are left; what keeps its distance from labelled cases keeps it from the chosen ones too."""
+    among = scores.among(left)
+    if scores.labelled_features is None or not chosen:
+        return among
+    features = scores.among(sorted(chosen)).features
+    assert features is not None
+    return replace(among, labelled_features=np.concatenate([scores.labelled_features, features]))

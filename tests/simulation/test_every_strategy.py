@@ -55,3 +55,26 @@ def test_sites_share_kinds_out_from_sums(tiny_config: Callable[..., Path], tmp_p
     assert len(reasons) == 9
     assert all("all sites together have annotated least" in reason for reason in reasons)
     assert all(sum(site["by_kind"] for site in sites.values()) == total for sites, total in zip(grants, asked, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["proportional", "adaptive"])
+def test_budgets_that_differ_by_site_are_met(tiny_config: Callable[..., Path], tmp_path: Path, rule: str) -> None:
+    """The same grants in all, and as many labels, wherever they go; numbers of experts' minutes come with them."""
+    overrides = [f"budget.rule={rule}", "budget.floor=0.5"]
+    folder = simulate(tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1, per_cycle=2), overrides, out=tmp_path / "run")
+    record = events(folder)
+    assert record[-1]["event"] == "end"
+    grants = [sum(site["granted"] for site in event["sites"].values()) for event in record if event["event"] == "grant"]
+    assert grants == [6, 6]
+    labels = [event["labels_total"] for event in record if event["event"] == "assess"]
+    assert labels == [6, 12]
+    annotated = [event["sites"].values() for event in record if event["event"] == "annotate"]
+    minutes = [sum(site["minutes"] for site in sites) for sites in annotated]
+    assert 0 < minutes[0] < minutes[1]
+
+
+def test_minutes_over_too_few_patients_are_withheld(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = simulate(tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), ["privacy.min_patients=3"], out=tmp_path / "run")
+    (annotated,) = (event for event in events(folder) if event["event"] == "annotate")
+    assert all(site["received"] == 2 for site in annotated["sites"].values())
+    assert all(site.get("minutes") is None and site.get("patients") is None for site in annotated["sites"].values())

@@ -20,7 +20,7 @@ from strategies.query.strategy import Seen
 from strategies.query.uncertainty import ENTROPY
 from strategies.query.wrappers import class_balanced as balanced_wrapper
 from strategies.query.wrappers import power, stochastic_batches
-from strategies.records import Scores
+from strategies.records import Choice, Scores, Selection
 
 highest = partial(top, why="score")
 
@@ -40,6 +40,22 @@ def test_a_grant_is_met_though_only_patients_at_the_cap_are_left() -> None:
     choices = capped(of_patients(1, 1, 1, 2), 4, np.random.default_rng(0), choose=highest, cap=1).choices
     assert [choice.case_id for choice in choices] == ["00", "03", "01", "02"]
     assert ["no other patient is left" in choice.reason for choice in choices] == [False, False, True, True]
+
+
+def test_what_is_chosen_after_a_refusal_keeps_its_distance_from_the_batch() -> None:
+    """On a line: 10 is farthest from 0; 9 is of the same patient; then 5, and not 8, which is farther from 0 alone."""
+    places = np.array([[10.0], [9.0], [5.0], [8.0]], dtype=np.float32)
+    scores = Scores(list("abcd"), ["p", "p", "q", "r"], features=places, labelled_features=np.zeros((1, 1), dtype=np.float32))
+    greedy_pair = capped(scores, 2, np.random.default_rng(0), choose=first_by_distance, cap=1)
+    assert greedy_pair.case_ids == ["a", "c"]
+
+
+def first_by_distance(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
+    """A strategy that takes two by distance from labelled cases alone, as if each were the only one."""
+    assert scores.features is not None
+    assert scores.labelled_features is not None
+    far = np.abs(scores.features - scores.labelled_features.T).min(axis=1)
+    return Selection(tuple(Choice(scores.case_ids[row], float(far[row]), "far") for row in np.argsort(-far)[:count]))
 
 
 @settings(max_examples=60, deadline=None)
