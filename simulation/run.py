@@ -146,7 +146,7 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
 def show_curve(folder: Path, console: Console) -> None:
     """The learning curve as a table, and where the report is."""
     table = Table(title="Dice against labels", title_justify="left")
-    for column in ("cycle", "labels", "validation", "test", "change", "worst site", "its test"):
+    for column in ("cycle", "labels", "minutes", "validation", "test", "change", "worst site", "its test"):
         table.add_column(column, justify="left" if column == "worst site" else "right")
 
     def number(value: float | None, *, sign: bool = False) -> str:
@@ -156,6 +156,7 @@ def show_curve(folder: Path, console: Console) -> None:
         table.add_row(
             str(point.cycle),
             "withheld" if point.labels is None else str(point.labels),
+            "not told" if point.minutes is None else f"{point.minutes:.0f}",
             number(point.dice),
             number(point.dice_test),
             "" if point.gain is None else number(point.gain, sign=True),

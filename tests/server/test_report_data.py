@@ -85,6 +85,19 @@ def test_the_curve_is_the_assessments_in_order(tmp_path: Path) -> None:
     assert second.gain == pytest.approx(0.15)
 
 
+def test_minutes_are_those_that_sites_told_before_the_assessment(tmp_path: Path) -> None:
+    """A site that is away in a cycle has spent what it told before; where one withholds, the sum is unknown."""
+
+    def annotate(cycle: int, **minutes: float | None) -> dict[str, Any]:
+        return {"event": "annotate", "cycle": cycle, "sites": {site: {"minutes": spent} for site, spent in minutes.items()}}
+
+    history = [annotate(0, a=3, b=4), assess(1, {}), annotate(1, a=5), assess(2, {}), annotate(2, a=9, b=None), assess(3, {})]
+    write_run(tmp_path, history)
+    assert [point.minutes for point in learning_curve(tmp_path)] == [7, 9, None]
+    write_run(tmp_path, [assess(1, {})])
+    assert [point.minutes for point in learning_curve(tmp_path)] == [None], "nobody has told anything"
+
+
 def test_withheld_is_none_never_zero(tmp_path: Path) -> None:
     for point in learning_curve(write_run(tmp_path, events(withheld=True))):
         numbers = (point.labels, point.dice, point.dice_test, point.worst_site, point.dice_worst_test, point.gain)
