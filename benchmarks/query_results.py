@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import query_runs
 from query_figure import Panel, Row, write_figure
-from query_runs import EVERY, Stage, Told, chosen, full_size, stages, told
+from query_runs import EVERY, Stage, chosen, full_size, stages, told
 from results import Claim, benchmark_rows, claim_table, run_benchmark, write_page, written_by
 
 from simulation.compare.arms import ALL_LABELS, ALONE
-from simulation.compare.numbers import WORSE_BY, Line
+from simulation.compare.numbers import WORSE_BY, Line, Numbers, Pair
 from simulation.compare.run import compare
 
 BENCHMARKS = ("query",)
@@ -48,13 +48,18 @@ def run_all() -> None:
         run(last)
 
 
+def against(numbers: Numbers, arm: str, other: str) -> Pair:
+    """The pair of these two, over labels."""
+    return next(pair for pair in numbers.pairs if pair.of(arm, other))
+
+
 def share_of_labels(line: Line, random: Line, target: float = 0.95) -> str | None:
     """Labels to that share of the full-label Dice, beside those of random; None where either never arrives."""
     ours, theirs = line.reach_labels[target], random.reach_labels[target]
     return None if ours is None or theirs is None else f"{ours:.0f} of {theirs:.0f}"
 
 
-def table(stage: Stage, numbers: Told) -> list[str]:
+def table(stage: Stage, numbers: Numbers) -> list[str]:
     """A row for each arm, best AUBC on validation patients first."""
     lines = [
         "| strategy | AUBC, validation | AUBC, test | against random_fg | against random | final | worst | labels, minutes |",
@@ -71,19 +76,15 @@ def table(stage: Stage, numbers: Told) -> list[str]:
     return lines
 
 
-def _against(numbers: Told, arm: str, other: str) -> str:
+def _against(numbers: Numbers, arm: str, other: str) -> str:
     if arm == other:
         return ""
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers.against(arm, other).seen_from(arm))
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against(numbers, arm, other).seen_from(arm))
 
 
-def verdicts(stage: Stage, numbers: Told) -> list[str]:
+def verdicts(stage: Stage, numbers: Numbers) -> list[str]:
     """Pairs that can be told apart, and how many can't."""
-    clear = [
-        pair
-        for pair in numbers.pairs
-        if not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE} and "Can't" not in pair.verdict(pair.ours)
-    ]
+    clear = [pair for pair in numbers.pairs if not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE} and pair.is_clear]
     among = sum(not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE} for pair in numbers.pairs)
     text = [
         f"Of {among} pairs of strategies {len(clear)} can be told apart (Holm-corrected, all {len(numbers.pairs)} pairs):",
@@ -113,7 +114,7 @@ def claims(done: Sequence[Stage]) -> list[Claim]:
             + " and ".join(name for name, it in ((best, ours), ("random", theirs)) if it is None)
         )
         rows.append(Claim(f"{stage.name}: {best} has 95 % of full-label Dice with half of random's labels", what, halved))
-        pair = numbers.against(best, "random_fg")
+        pair = against(numbers, best, "random_fg")
         told_ = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*pair.seen_from(best))
         rows.append(
             Claim(f"{stage.name}: {best} is no worse than random_fg ({WORSE_BY:g}, AUBC)", told_, pair.no_worse(best) is True)
@@ -121,10 +122,10 @@ def claims(done: Sequence[Stage]) -> list[Claim]:
     return rows + benchmark_rows(query_runs.scale.page.stem, BENCHMARKS)
 
 
-def panel(stage: Stage, numbers: Told) -> Panel:
+def panel(stage: Stage, numbers: Numbers) -> Panel:
     """AUBC of each strategy against random_fg."""
     rows = [
-        Row(name, *numbers.against(name, "random_fg").seen_from(name))
+        Row(name, *against(numbers, name, "random_fg").seen_from(name))
         for name in sorted(numbers.lines, key=lambda name: -numbers.lines[name].aubc[0])
         if name in EVERY or name == "random"
     ]
@@ -152,7 +153,7 @@ def compose() -> None:
         "",
     ]
     for stage in known:
-        have = len(stage.runs())
+        have = len(stage.found)
         if have < stage.wanted:
             text += [
                 f"**Not finished: {stage.name} has {have} of {stage.wanted} runs.** Test patients are read when all are there.",

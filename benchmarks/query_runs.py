@@ -10,9 +10,9 @@ from pathlib import Path
 
 from results import RECORDS, ROOT
 
-from simulation.compare.arms import ALL_LABELS, ALWAYS, Arm, arms_of
-from simulation.compare.numbers import Line, Pair, common_range, line_of, pairs_of, same_patients
-from simulation.compare.record import Ran, read
+from simulation.compare.arms import Arm, arms_of, run_of
+from simulation.compare.numbers import Numbers, numbers_of
+from simulation.compare.record import Ran, differences, read
 
 EVERY = (
     *("least_confidence", "margin", "entropy", "bald", "vote_entropy", "coreset", "badge", "typiclust", "probcover"),
@@ -113,11 +113,17 @@ class Stage:
     def arms(self) -> list[Arm]:
         return arms_of(self.config, self.overrides, self.queries)
 
-    def runs(self) -> list[Ran]:
-        """The records that are there, of arms and seeds of this stage."""
-        names = {arm.name for arm in self.arms}
-        found = [ran for path in sorted(self.records.glob("*.json")) if (ran := read(path)) is not None]
-        return [ran for ran in found if ran.arm in names and ran.seed < self.seeds]
+    @cached_property
+    def found(self) -> list[Ran]:
+        """Records of arms and seeds of this stage; those that were run otherwise than they would be now stop the program."""
+        arms = {arm.name: arm for arm in self.arms}
+        told = [ran for path in sorted(self.records.glob("*.json")) if (ran := read(path)) is not None]
+        told = [ran for ran in told if ran.arm in arms and ran.seed < self.seeds]
+        for ran in told:
+            other = differences(ran, run_of(self.config, self.overrides, arms[ran.arm], seed=ran.seed, fold=ran.fold))
+            if other:
+                raise SystemExit(f"{self.records}: {ran.arm}, seed {ran.seed} was run with {', '.join(other)}. Move it away.")
+        return told
 
     @property
     def wanted(self) -> int:
@@ -125,37 +131,21 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        return len(self.runs()) == self.wanted
+        return len(self.found) == self.wanted
 
 
-@dataclass(frozen=True)
-class Told:
-    """A stage in numbers: lines and pairs of the arms, and how many runs they are made of."""
-
-    lines: Mapping[str, Line]
-    pairs: Sequence[Pair]
-    by_arm: Mapping[str, Sequence[Ran]]
-
-    def against(self, arm: str, other: str) -> Pair:
-        return next(pair for pair in self.pairs if {arm, other} == {pair.ours, pair.theirs})
-
-
-def told(stage: Stage) -> Told:
+def told(stage: Stage) -> Numbers:
     """The numbers of a stage that is done."""
-    runs, _ = same_patients(stage.runs())
-    within = common_range(runs)
-    by_arm = {arm.name: [ran for ran in runs if ran.arm == arm.name] for arm in stage.arms}
-    full = line_of(by_arm[ALL_LABELS], full_dice=None).final[0]
-    lines = {name: line_of(found, full_dice=full, within=within) for name, found in by_arm.items()}
-    return Told(lines, pairs_of(by_arm, within=within), by_arm)
+    return numbers_of([arm.name for arm in stage.arms], stage.found, folds=stage.folds)
 
 
 def ahead(stages: Sequence[Stage]) -> list[str]:
     """Strategies by how far their AUBC on *validation* patients is above random_fg's, on average over these stages.
 
-    Those that took part in all of them, baselines left out, the best first.
+    Those that took part in all of them, baselines left out, the best first. Stages in folds have no say: validation patients of a
+    fold are test patients of another.
     """
-    tables = [told(stage).lines for stage in stages]
+    tables = [told(stage).lines for stage in stages if stage.folds == 1]
     shared = [name for name in EVERY if all(name in lines for lines in tables)]
     gain = {name: statistics.mean(lines[name].validation - lines["random_fg"].validation for lines in tables) for name in shared}
     return sorted(shared, key=lambda name: -gain[name])
@@ -185,6 +175,3 @@ def chosen(done: Sequence[Stage]) -> str | None:
     """The strategy that validation patients speak for, over all supervised stages that are done."""
     supervised = [stage for stage in done if stage.changes[:2] == SUPERVISED]
     return ahead(supervised)[0] if supervised else None
-
-
-BASELINES = (*ALWAYS, ALL_LABELS)

@@ -41,7 +41,8 @@ def budget_to_reach(budgets: Sequence[float], dice: Sequence[float], target: flo
 def foreground_efficiency(shares: Sequence[float], dice: Sequence[float]) -> float | None:
     """β of y = c − a·exp(−β (x − x₀)), x being the share of all foreground that is annotated: how fast that pays (nnActive).
 
-    None with fewer than `FEWEST_FOR_A_FIT` points, where the curve does not rise, or where no such curve fits.
+    None with fewer than `FEWEST_FOR_A_FIT` points, where the curve does not rise, where no such curve fits, and where the points
+    leave β open: its standard error is as large as itself, or it is as steep as it may be.
     """
     x, y = np.asarray(shares, dtype=np.float64), np.asarray(dice, dtype=np.float64)
     if len(np.unique(x)) < FEWEST_FOR_A_FIT or y.max() <= y[0]:
@@ -51,13 +52,15 @@ def foreground_efficiency(shares: Sequence[float], dice: Sequence[float]) -> flo
         return np.asarray(c - a * np.exp(-beta * (x - shares[0])))
 
     width = x[-1] - x[0]
+    steepest = 1e4 / width
     try:
-        (_, _, beta), _ = curve_fit(
-            rise, x, y, p0=(y.max(), y.max() - y[0], 3 / width), bounds=((0, 0, 0), (1.5, 1.5, 1e4 / width)), max_nfev=10_000
+        (_, _, beta), covariance = curve_fit(
+            rise, x, y, p0=(y.max(), y.max() - y[0], 3 / width), bounds=((0, 0, 0), (1.5, 1.5, steepest)), max_nfev=10_000
         )
     except RuntimeError:
         return None
-    return float(beta)
+    error = np.sqrt(covariance[2, 2])
+    return float(beta) if error < beta < 0.99 * steepest else None
 
 
 def _curve(budgets: Sequence[float], dice: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

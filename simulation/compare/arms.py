@@ -19,10 +19,19 @@ ALL_LABELS = "all labels"
 ALONE = "each site alone"
 """The ceiling: everything labelled. The floor of a federation: random labels, and every site trains by itself."""
 
+TWIN = "random_fg, evidential"
+"""random_fg with the head that strategies with evidence need."""
+
+COORDINATED = ("typiclust", "probcover")
+"""Strategies that sites can follow together (`budget.rule = "coordinated"`)."""
+
 FAIR = ("federation.restart=initial",)
 """Every cycle trains from the same initial weights in the same number of steps, so that a curve rises by labels alone."""
 
 DROPOUT = 0.1
+
+PROMPT = ("experts.delay=0", "experts.absence=0")
+"""Experts who answer at once: with all labels none may be missing."""
 
 MODELS = ("global", "local", "both", "switch")
 """What may come after an @: whose prediction is scored, as `query.model` has it."""
@@ -53,7 +62,8 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
 
     What a strategy needs of the network is switched on: dropout for all arms alike, an evidential head for its own, which
     random_fg then has a twin with, or the head would be compared rather than the choice. A strategy that needs no model makes the
-    first request too; all others have the configuration's.
+    first request too; all others have the configuration's. Where the configuration coordinates sites, those do whose strategy can
+    be coordinated; the others have the same budget for every site.
 
     Args:
         queries: names as `query.strategy` takes them, each with `@local`, `@both` or `@switch` behind it where another model
@@ -71,6 +81,7 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     needs = {name: STRATEGIES[_base(name)].needs for name in asked}
     wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
+    fixed = ("budget.rule=fixed",) if plain.budget.rule == "coordinated" else ()
     evidential = [name for name in asked if "evidential head" in needs[name]]
     head = "network.head=evidential"
     found = []
@@ -78,11 +89,13 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
         strategy, _, model = name.partition("@")
         own = [f"query.strategy={strategy}"] + ([f"query.model={model}"] if model else [])
         own += [f"query.cold_start={_base(name)}"] if _base(name) in BEFORE_TRAINING else []
+        own += list(fixed) if strategy not in COORDINATED else []
         found.append(Arm(name, (*shared, *own, *([head] if name in evidential else []))))
     if evidential and plain.network.head != "evidential":
-        found.append(Arm("random_fg, evidential", (*shared, "query.strategy=random_fg", head)))
-    everything = ("query.strategy=random", "budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1")
-    found += [Arm(ALL_LABELS, (*shared, *everything)), Arm(ALONE, (*shared, "query.strategy=random"), alone=True)]
+        found.append(Arm(TWIN, (*shared, *fixed, "query.strategy=random_fg", head)))
+    everything = ("budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1", "federation.quorum=1", *PROMPT)
+    chance = (*shared, *fixed, "query.strategy=random")
+    found += [Arm(ALL_LABELS, (*chance, *everything)), Arm(ALONE, (*chance, "federation.min_sites=1"), alone=True)]
     _check(config, overrides, found)
     return found
 

@@ -24,11 +24,13 @@ def hospitals(run: Run, folder: Path, *, progress: Progress) -> tuple[Path, list
     made = folder / "hospitals" / (f"seed{run.seed}" + (f"-fold{run.split.fold}" if run.split.folds else ""))
     names = prepare(run, made, progress=progress)
     for done, name in enumerate(names):
-        if not (made / "sites" / name / "site.db").exists():
+        read = made / "sites" / name / "images_read"
+        if not read.exists():  # a database alone is there from the first image on
             progress(f"reading the images of {name}", done, len(names))
             _link(made / "sites" / name / "cache", folder / "cache" / name)
             with Site(made / "sites" / name) as site:
                 site.take_in(run.preprocess)
+            write_text(read, "")
     return made, names
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,63 +11,34 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from configs.files import write_text
 from configs.schema import Run
 from server.report_words import count, dice, duration, human_bytes, signed
-from simulation.compare.arms import ALL_LABELS, ALWAYS, Arm
-from simulation.compare.numbers import (
-    FEWEST_SEEDS,
-    WORSE_BY,
-    Interval,
-    Line,
-    Pair,
-    at_budgets,
-    common_range,
-    line_of,
-    pairs_of,
-    patient_aubc,
-    same_patients,
-    whole_seeds,
-)
-from simulation.compare.plots import area_plot, curve_of, curve_plot
+from simulation.compare.arms import ALL_LABELS, ALONE, ALWAYS, TWIN, Arm
+from simulation.compare.numbers import FEWEST, TARGETS, WORSE_BY, Interval, Numbers, Pair, numbers_of
+from simulation.compare.plots import area_plot, curve_plot, curves_of
+from simulation.compare.readings import at_budgets
 from simulation.compare.record import Ran
-
-TARGETS = (0.9, 0.95)
+from simulation.compare.tables import arm_rows, as_csv, pair_rows, run_rows
 
 REFERENCE = "random_fg"
 """What every strategy has to beat."""
 
 
 def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
-    """Write both into a comparison's folder; gives the page. It says so where runs are missing.
+    """Write page and tables into a comparison's folder; gives the page. It says so where runs are missing.
 
     Args:
         seeds: how many there shall be of each arm.
     """
-    folds = max(1, run.split.folds)
-    runs, left_out = same_patients(whole_seeds(runs, folds=folds))
-    within = common_range(runs)
-    by_arm = {arm.name: [ran for ran in runs if ran.arm == arm.name] for arm in arms}
-    by_arm = {name: found for name, found in by_arm.items() if found}
-    whole = by_arm.get(ALL_LABELS, [])
-    full = line_of(whole, full_dice=None).final[0] if whole else None
-    lines = [line_of(found, full_dice=full, targets=TARGETS, within=within) for found in by_arm.values()]
-    pairs = pairs_of(by_arm, within=within)
-    write_text(folder / "compare.csv", _table(runs))
+    numbers = numbers_of([arm.name for arm in arms], runs, folds=run.split.folds)
+    budgets = sorted({point.labels for ran in numbers.by_arm.get("random", ()) for point in ran.points})
+    write_text(folder / "compare.csv", as_csv(arm_rows(numbers, budgets)))
+    write_text(folder / "compare_pairs.csv", as_csv(pair_rows(numbers)))
+    write_text(folder / "compare_runs.csv", as_csv(run_rows(numbers)))
     path = folder / "compare.html"
-    write_text(path, _render(run, arms, by_arm, lines, pairs, full=full, seeds=seeds, command=command, left_out=left_out))
+    write_text(path, _render(run, arms, numbers, budgets, seeds=seeds, command=command))
     return path
 
 
-def _render(
-    run: Run,
-    arms: Sequence[Arm],
-    by_arm: dict[str, list[Ran]],
-    lines: Sequence[Line],
-    pairs: Sequence[Pair],
-    *,
-    full: float | None,
-    seeds: int,
-    command: str,
-    left_out: int,
-) -> str:
+def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, budgets: Sequence[float], *, seeds: int, command: str) -> str:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("simulation"), PackageLoader("server")]),
         autoescape=True,
@@ -80,14 +49,19 @@ def _render(
     environment.filters.update(
         dice=dice, signed=signed, bytes=human_bytes, duration=duration, between=_between, whole=_whole, doubt=_doubt
     )
-    curves = {name: found for name, found in by_arm.items() if len(found[0].points) > 1}
-    done, wanted = sum(map(len, by_arm.values())), len(arms) * seeds * max(1, run.split.folds)
-    budgets = sorted({point.labels for ran in by_arm.get("random", ()) for point in ran.points})
+    lines, folds = list(numbers.lines.values()), max(1, run.split.folds)
+    done, wanted = sum(map(len, numbers.by_arm.values())), len(arms) * seeds * folds
+    full = None if numbers.full is None or numbers.above else statistics.mean(numbers.full.values())
+    plots = {
+        over: curve_plot(curves, lines, over=over, ceiling=full)
+        for over in ("labels", "minutes")
+        if (curves := curves_of(numbers.by_arm, over=over))
+    }
     return environment.get_template("compare.html.j2").render(
         name=run.name,
         status=f"{done} of {wanted} runs" if done < wanted else "complete",
         missing=done < wanted,
-        lead=_lead(pairs, lines),
+        lead=_lead(numbers),
         facts=[
             ("Seeds", str(seeds)),
             *([("Folds", str(run.split.folds))] if run.split.folds else []),
@@ -96,47 +70,65 @@ def _render(
             ("Then", f"{run.budget.per_cycle} a site and cycle"),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
-        notes=_notes([ran for found in by_arm.values() for ran in found], wanted - done, seeds=seeds, left_out=left_out),
+        notes=_notes(numbers, wanted - done, seeds=seeds, folds=folds),
         lines=sorted(lines, key=lambda line: -line.aubc[0]),
         seeds=seeds,
         targets=TARGETS,
         area_plot=area_plot(lines) if lines else None,
-        label_plot=curve_plot([curve_of(c, over="labels") for c in curves.values()], lines, over="labels", ceiling=full)
-        if curves
-        else None,
-        minute_plot=curve_plot([curve_of(c, over="minutes") for c in curves.values()], lines, over="minutes", ceiling=full)
-        if curves
-        else None,
+        label_plot=plots.get("labels"),
+        minute_plot=plots.get("minutes"),
         budgets=budgets,
-        at_budgets={name: at_budgets(found, budgets) for name, found in curves.items()},
-        pairs=pairs,
-        against={arm: pair for pair in pairs for arm in (pair.ours, pair.theirs) if REFERENCE in (pair.ours, pair.theirs)},
+        at_budgets={name: at_budgets(found, budgets) for name, found in numbers.by_arm.items() if len(found[0].points) > 1},
+        pairs=numbers.pairs,
+        over_minutes={(pair.ours, pair.theirs): pair for pair in numbers.pairs_minutes},
+        against=_against(numbers.pairs),
+        against_minutes=_against(numbers.pairs_minutes),
         reference=REFERENCE,
         worse_by=WORSE_BY,
         always=ALWAYS,
         command=command,
         needed=_needed(arms),
-        footer="Numbers of every run: compare.csv beside this page.",
+        footer="The same numbers as tables: compare.csv, compare_pairs.csv and, of every run, compare_runs.csv beside this page.",
     )
 
 
-def _lead(pairs: Sequence[Pair], lines: Sequence[Line]) -> str:
-    """The answer in a sentence or two."""
-    best = max((line for line in lines if line.arm != ALL_LABELS), key=lambda line: line.aubc[0], default=None)
+def _against(pairs: Sequence[Pair]) -> dict[str, Pair]:
+    return {arm: pair for pair in pairs for arm in (pair.ours, pair.theirs) if REFERENCE in (pair.ours, pair.theirs)}
+
+
+def _lead(numbers: Numbers) -> str:
+    """The answer in a few sentences: who is chosen on validation patients, and what test patients say of that choice."""
+    asked = [line for line in numbers.lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
+    best = max(asked, key=lambda line: line.validation, default=None)
     if best is None:
-        return "No run has ended yet."
-    against = [pair for pair in pairs if {best.arm, REFERENCE} == {pair.ours, pair.theirs}]
-    if not against:
-        return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}."
-    return f"{best.arm} has the highest mean Dice over budgets, {best.aubc[0]:.3f}. {against[0].verdict(best.arm)}"
+        return "No strategy has been run yet."
+    told = [
+        f"By validation patients {best.arm} is the strategy to choose; on test patients its mean Dice over budgets is "
+        f"{dice(best.aubc[0])}."
+    ]
+    for pairs, over in ((numbers.pairs, ""), (numbers.pairs_minutes, "Over expert minutes: ")):
+        told += [over + pair.verdict(best.arm) for pair in pairs if pair.of(best.arm, REFERENCE)]
+    return " ".join(told)
 
 
-def _notes(runs: Sequence[Ran], missing: int, *, seeds: int, left_out: int) -> list[str]:
+def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[str]:
+    runs = [ran for found in numbers.by_arm.values() for ran in found]
     notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
-    if seeds < FEWEST_SEEDS:
+    if max(seeds, folds) < FEWEST:
         notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
-    if left_out:
-        notes.append(f"{count(left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run.")
+    if numbers.above:
+        notes.append(
+            f"With all labels training ends below {', '.join(numbers.above)}: it had too few steps for so many images, so that "
+            "it is no ceiling, and shares of its Dice are not told. Raise train.rounds_per_cycle."
+        )
+    if any(ran.points[-1].foreground < 0.99 for ran in numbers.by_arm.get(ALL_LABELS, ())):
+        notes.append("The run with all labels lacks some: experts skip images, or draw them differently.")
+    if folds > 1:
+        notes.append("Validation patients of a fold are test patients of another one: a choice by validation has seen them.")
+    if numbers.left_out:
+        notes.append(
+            f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
+        )
     for what, told in (("versions of the program", {r.commit for r in runs}), ("machines", {r.machine for r in runs})):
         if len(told) > 1:
             notes.append(f"The runs are of {len(told)} {what}: {', '.join(sorted(told))}.")
@@ -145,27 +137,13 @@ def _notes(runs: Sequence[Ran], missing: int, *, seeds: int, left_out: int) -> l
 
 def _needed(arms: Sequence[Arm]) -> str:
     """What is changed in the configuration for some arms; what is changed for all of them is said once."""
-    changes = {arm.name: [o for o in arm.overrides if o.startswith(("network.", "query.cold_start"))] for arm in arms}
+    changes = {
+        arm.name: [o for o in arm.overrides if o.startswith(("network.", "query.cold_start", "budget.rule"))] for arm in arms
+    }
     shared = set.intersection(*(set(of) for of in changes.values()))
     told = [f"all have {override}" for override in sorted(shared)]
     told += [f"{name} has {override}" for name, of in changes.items() for override in of if override not in shared]
     return "; ".join(told) or "nothing, here"
-
-
-def _table(runs: Sequence[Ran]) -> str:
-    """A row for each run and cycle."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = ("labels", "minutes", "foreground_share", "dice_validation", "dice_test", "dice_worst_site_test", "bytes")
-    table.writerow(("strategy", "seed", "fold", "cycle", *names, "aubc_validation", "aubc_test", "seconds"))
-    for ran in runs:
-        areas = [f"{statistics.mean(patient_aubc(ran, role=role).values()):.5f}" for role in ("validation", "test")]
-        for cycle, point in enumerate(ran.points, start=1):
-            means = [sum(of.values()) / len(of) for of in (point.validation, point.test)]
-            numbers = (point.foreground, *means, point.worst_test)
-            row = (point.labels, point.minutes, *(f"{value:.5f}" for value in numbers), point.bytes)
-            table.writerow((ran.arm, ran.seed, ran.fold, cycle, *row, *areas, f"{ran.seconds:.1f}"))
-    return text.getvalue()
 
 
 def _between(interval: Interval, signed: bool = False) -> str:

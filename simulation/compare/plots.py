@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from server.report_svg import INKS, Frame, Plot, axes_in, plot, spread
-from simulation.compare.arms import ALL_LABELS, ALONE
-from simulation.compare.numbers import Interval, Line, by_seed
+from simulation.compare.arms import ALL_LABELS, ALONE, TWIN
+from simulation.compare.numbers import Interval, Line, interval_beside
 from simulation.compare.record import Ran
-from strategies.comparison import bootstrap
 
 NAMED = 3
 """So many of the best strategies have a name and a colour in the plots of curves."""
@@ -31,14 +30,18 @@ class Curve:
     dice: tuple[Interval, ...]
 
 
-def curve_of(runs: Sequence[Ran], *, over: str) -> Curve:
-    """Means over seeds and folds, cycle by cycle; `over` is "labels" or "minutes"."""
-    cycles = range(min(len(ran.points) for ran in runs))
-    return Curve(
-        arm=runs[0].arm,
-        budgets=tuple(statistics.mean(getattr(ran.points[cycle], over) for ran in runs) for cycle in cycles),
-        dice=tuple(bootstrap(by_seed(runs, partial(_test, cycle))) for cycle in cycles),
-    )
+def curves_of(by_arm: Mapping[str, Sequence[Ran]], *, over: str) -> list[Curve]:
+    """Of each arm with more than one assessment: means over seeds and folds, cycle by cycle; `over` is "labels" or "minutes"."""
+    drawn = {arm: runs for arm, runs in by_arm.items() if all(len(ran.points) > 1 for ran in runs)}
+    cycles = range(min((len(ran.points) for runs in drawn.values() for ran in runs), default=0))
+    return [
+        Curve(
+            arm=arm,
+            budgets=tuple(statistics.mean(getattr(ran.points[cycle], over) for ran in runs) for cycle in cycles),
+            dice=tuple(interval_beside(runs, drawn, partial(_test, cycle)) for cycle in cycles),
+        )
+        for arm, runs in drawn.items()
+    ]
 
 
 def _test(cycle: int, ran: Ran) -> Mapping[str, float]:
@@ -81,9 +84,9 @@ def area_plot(lines: Sequence[Line]) -> Plot:
 
 
 def curve_plot(curves: Sequence[Curve], lines: Sequence[Line], *, over: str, ceiling: float | None) -> Plot:
-    """Dice against a budget: both randoms and the best strategies by AUBC by name, the others thin."""
-    areas = {line.arm: line.aubc[0] for line in lines}
-    own = [curve for curve in curves if curve.arm not in ("random", "random_fg", ALL_LABELS, ALONE)]
+    """Dice against a budget: both randoms and the best strategies on validation patients by name, the others thin."""
+    areas = {line.arm: line.validation for line in lines}
+    own = [curve for curve in curves if curve.arm not in ("random", "random_fg", TWIN, ALL_LABELS, ALONE)]
     best = sorted(own, key=lambda curve: -areas[curve.arm])[:NAMED]
     inks: Mapping[str, str] = {
         **{curve.arm: ink for curve, ink in zip(best, COLOURS, strict=False)},

@@ -68,10 +68,11 @@ def write(path: Path, ran: Ran) -> None:
     write_text(path, json.dumps(asdict(ran), sort_keys=True))
 
 
-def taken(arm: str, folders: Iterable[Path], *, run: Run) -> Ran:
-    """From the folders of an ended run, one for each federation (several where each site is one)."""
+def taken(arm: str, folders: Iterable[Path], *, run: Run, alone: bool) -> Ran:
+    """From the folders of an ended run: one for each site where sites train alone, else one."""
     parts = [_part(folder) for folder in folders]
-    points = tuple(_merged(of_cycle, [part.pool for part in parts]) for of_cycle in zip(*(p.points for p in parts), strict=True))
+    cycles = list(zip(*(part.points for part in parts), strict=True))
+    points = tuple(_merged(of, [part.pool for part in parts]) if alone else of[0] for of in cycles)
     start = parts[0].start
     return Ran(
         arm=arm,
@@ -96,8 +97,11 @@ def differences(ran: Ran, run: Run) -> list[str]:
         theirs = Run.model_validate(stored)
     except ValidationError:
         return ["settings that this version does not know"]
-    ours = dict(_flat(run.model_dump(mode="json")))
-    return [f"{key} = {json.dumps(value)}" for key, value in _flat(theirs.model_dump(mode="json")) if ours.get(key) != value]
+    stored, ours = (dict(_flat(of.model_dump(mode="json"))) for of in (theirs, run))
+    changed = [f"{key} = {json.dumps(stored.get(key))}" for key in {**stored, **ours} if stored.get(key) != ours.get(key)]
+    if list(theirs.classes) != list(run.classes):  # their order is that of the network's channels
+        changed.append("the classes " + ", ".join(theirs.classes))
+    return changed
 
 
 def settings_of(run: Run) -> str:
@@ -158,7 +162,7 @@ def _part(folder: Path) -> _Part:
 
 
 def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:
-    """Federations taken together, whose pools hold so many foreground pixels."""
+    """Sites that train alone taken together, whose pools hold so many foreground pixels."""
     return Point(
         labels=sum(point.labels for point in points),
         minutes=sum(point.minutes for point in points),
@@ -166,7 +170,7 @@ def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:
         validation={patient: dice for point in points for patient, dice in point.validation.items()},
         test={patient: dice for point in points for patient, dice in point.test.items()},
         worst_test=min(point.worst_test for point in points),
-        bytes=sum(point.bytes for point in points),
+        bytes=0,  # who trains alone sends nothing
     )
 
 

@@ -174,6 +174,6 @@ def _once(folder: Path, job: Job, shown: Progress) -> None:
             for part, members in zip(folders, federations, strict=True):
                 lend(made, members, job.run, part, cache=folder / "cache")
                 start(part, members, engine="inline", shown=shown)
-            record.write(job.record_path, record.taken(job.arm.name, folders, run=job.run))
+            record.write(job.record_path, record.taken(job.arm.name, folders, run=job.run, alone=job.arm.alone))
     except FolderInUse:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,25 @@ def test_the_seed_decides_the_weights_and_the_caller_s_generator_is_left_alone()
     for name, weights in first.state_dict().items():
         assert torch.equal(weights, second.state_dict()[name])
     assert any(not torch.equal(w, other.state_dict()[n]) for n, w in first.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_is_in_the_two_deepest_levels_alone(name: str) -> None:
+    """What the encoder passes on at each level, read off two passes: above the last two it is the same in both."""
+    network, levels = default(name, dropout=0.5).train(), len(NETWORKS[name].channels)
+    block: Any = network.model
+    encoders: list[nn.Module] = []
+    while len(encoders) < levels - 1:
+        encoders.append(block[0])
+        block = block[1].submodule
+    seen: list[Tensor] = []
+    for module in (*encoders, block):
+        module.register_forward_hook(lambda module, given, told: seen.append(told))
+    with torch.no_grad():
+        network(images(1))
+        network(images(1))
+    same = [torch.equal(one, other) for one, other in zip(seen[:levels], seen[levels:], strict=True)]
+    assert same == [True] * (levels - 2) + [False] * 2
 
 
 def test_only_dropout_tells_training_from_evaluation() -> None:

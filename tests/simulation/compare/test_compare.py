@@ -19,8 +19,10 @@ from simulation.run import RunFolderError, start
 def test_a_comparison_has_its_baselines_and_is_done_once(
     tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Experts dawdle and a step needs two sites: with all labels none is missing all the same, and a site alone is enough."""
     config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
-    assert compare(config, [], queries=["entropy"], seeds=[0], out=out) == out.resolve()
+    slow = ["experts.delay=3", "federation.quorum=0.5", "federation.min_sites=2"]
+    assert compare(config, slow, queries=["entropy"], seeds=[0], out=out) == out.resolve()
     names = sorted(path.parent.name for path in (out / "runs").glob("*/record.json"))
     assert names == ["all_labels-seed0", "each_site_alone-seed0", "entropy-seed0", "random-seed0", "random_fg-seed0"]
     runs = {name: record.read(out / "runs" / name / "record.json") for name in names}
@@ -34,31 +36,47 @@ def test_a_comparison_has_its_baselines_and_is_done_once(
     whole = runs["all_labels-seed0"]
     assert whole is not None
     assert whole.points[-1].foreground == 1.0
+    alone = runs["each_site_alone-seed0"]
+    assert alone is not None
+    assert [point.bytes for point in alone.points] == [0, 0], "who trains alone sends nothing"
+    assert entropy.points[-1].bytes > entropy.points[0].bytes > 0
     assert whole.points[-1].minutes > entropy.points[-1].minutes > entropy.points[0].minutes > 0
 
     page = (out / "compare.html").read_text()
     assert "complete" in page
     assert "entropy" in page
-    with (out / "compare.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["strategy"] for row in rows} == {"random", "random_fg", "entropy", "all labels", "each site alone"}
+    arms = {"random", "random_fg", "entropy", "all labels", "each site alone"}
+    tables = {name: rows_of(out / f"{name}.csv") for name in ("compare", "compare_runs", "compare_pairs")}
+    assert {row["strategy"] for row in tables["compare"]} == {row["strategy"] for row in tables["compare_runs"]} == arms
+    told = {row["strategy"]: row for row in tables["compare"]}["entropy"]
+    last = [row for row in tables["compare_runs"] if row["strategy"] == "entropy"][-1]
+    assert told["final_dice"] == last["dice_test"]
+    assert (told["aubc"], told["aubc_validation"]) == (last["aubc_test"], last["aubc_validation"])
+    assert f"{float(told['aubc']):.3f} <" in page, "the page and the table tell the same"
+    assert len(tables["compare_pairs"]) == 2 * 10
+    assert {row["over"] for row in tables["compare_pairs"]} == {"labels", "minutes"}
 
     def no_more(*_: object, **__: object) -> None:
         raise AssertionError("everything was there")
 
     monkeypatch.setattr("simulation.compare.run.start", no_more)
-    compare(config, [], queries=["entropy"], seeds=[0], out=out)
+    compare(config, slow, queries=["entropy"], seeds=[0], out=out)
     assert (out / "compare.html").read_text() == page
 
     kept = tmp_path / "kept"
     kept.mkdir()
     for path in (out / "runs").glob("*/record.json"):
         path.rename(kept / f"{path.parent.name}.json")
-    compare(config, [], queries=["entropy"], seeds=[0], out=tmp_path / "elsewhere", records=kept)
+    compare(config, slow, queries=["entropy"], seeds=[0], out=tmp_path / "elsewhere", records=kept)
     assert (tmp_path / "elsewhere" / "compare.csv").read_text() == (out / "compare.csv").read_text()
 
     with pytest.raises(RunFolderError, match=r"random, seed 0 has been run with network\.dropout = 0\.0, and would not be now"):
-        compare(config, [], queries=["entropy", "bald"], seeds=[0], out=out, records=kept)
+        compare(config, slow, queries=["entropy", "bald"], seeds=[0], out=out, records=kept)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient(
@@ -111,6 +129,14 @@ def test_arms_have_what_their_strategy_needs(tiny_config: Callable[..., Path]) -
     assert {name: run.query.cold_start for name, run in runs.items() if run.query.cold_start != "random"} == {
         "typiclust": "typiclust"
     }
+
+
+def test_sites_are_coordinated_in_the_arms_that_can_be(tiny_config: Callable[..., Path]) -> None:
+    together = ["budget.rule=coordinated", "query.strategy=typiclust"]
+    arms = arms_of(tiny_config(), together, ["typiclust", "entropy"])
+    rules = {arm.name: run_of(tiny_config(), together, arm, seed=0).budget.rule for arm in arms}
+    assert rules.pop("typiclust") == "coordinated"
+    assert set(rules.values()) == {"fixed"}
 
 
 def test_another_comparison_is_not_mixed_in(tiny_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from simulation.compare.numbers import (
-    WORSE_BY,
-    Pair,
+from simulation.compare.arms import ALL_LABELS
+from simulation.compare.numbers import WORSE_BY, Line, Pair, numbers_of, pairs_of
+from simulation.compare.readings import (
     at_budgets,
-    by_seed,
     common_range,
-    line_of,
-    pairs_of,
+    efficiency,
+    final,
     patient_aubc,
     same_patients,
+    samples,
     whole_seeds,
 )
 from simulation.compare.record import Point, Ran
@@ -54,33 +55,82 @@ def test_cycles_that_brought_no_label_are_one_point_with_their_mean() -> None:
     assert at_budgets([stands], [10]) == {10: pytest.approx(0.5)}
 
 
+def line_beside(full: float, runs: list[Ran]) -> Line:
+    """Of an arm, in a comparison where all labels give that Dice."""
+    ceiling = [ran(ALL_LABELS, one.seed, {100: {"a": full, "b": full}}) for one in runs]
+    return numbers_of(["x", ALL_LABELS], [*runs, *ceiling], folds=1).lines["x"]
+
+
 def test_the_line_of_an_arm() -> None:
-    line = line_of([ran("x", seed, RISING) for seed in (0, 1)], full_dice=0.8)
+    line = line_beside(0.8, [ran("x", seed, RISING) for seed in (0, 1)])
     assert line.seeds == 2
-    assert line.aubc[0] == pytest.approx(21 / 30)
+    assert line.aubc[0] == line.aubc_minutes[0] == pytest.approx(21 / 30)
     assert line.final[0] == pytest.approx(0.8)
     assert line.reach_labels[0.9] == pytest.approx(20 + 20 * 0.02 / 0.1), "0.72 lies a fifth of the way from .7 to .8"
     assert line.reach_labels[0.95] == pytest.approx(20 + 20 * 0.06 / 0.1)
     assert line.worst == pytest.approx(0.7)
-    assert line_of([ran("x", 0, FLAT)], full_dice=0.8).reach_labels[0.9] is None, "never there"
+    assert line_beside(0.8, [ran("x", 0, FLAT)]).reach_labels[0.9] is None, "never there"
 
 
 def test_a_seed_that_never_arrives_leaves_no_mean() -> None:
-    line = line_of([ran("x", 0, RISING), ran("x", 1, {**FLAT, 40: FLAT[20]})], full_dice=0.8)
+    line = line_beside(0.8, [ran("x", 0, RISING), ran("x", 1, {**FLAT, 40: FLAT[20]})])
     assert line.reach_labels[0.9] is None
 
 
-def test_folds_of_a_seed_are_taken_together() -> None:
-    folds = [
-        ran("x", seed, {10: {f"p{fold}": 0.1 * fold}, 20: {f"p{fold}": 0.2 * fold}}, fold=fold)
-        for seed in (0, 1)
-        for fold in (1, 0)
+def test_a_ceiling_that_others_are_above_is_none() -> None:
+    ceiling = [ran(ALL_LABELS, 0, {100: {"a": 0.75, "b": 0.75}})]
+    numbers = numbers_of(["x", ALL_LABELS], [ran("x", 0, RISING), *ceiling], folds=1)
+    assert numbers.above == ["x"]
+    assert set(numbers.lines["x"].reach_labels.values()) == {None}
+    assert numbers_of(["y", ALL_LABELS], [ran("y", 0, FLAT), *ceiling], folds=1).above == []
+
+
+def test_expert_minutes_have_areas_and_pairs_of_their_own() -> None:
+    """Equal over labels; y pays twice as much for its first labels, and for the last as much."""
+    dice = {10: 0.4, 20: 0.6, 30: 0.7}
+    costs = {"x": {10: 10.0, 20: 20.0, 30: 40.0}, "y": {10: 10.0, 20: 35.0, 30: 40.0}}
+    runs = [
+        Ran(arm, seed, tuple(point(n, {"a": dice[n]}, minutes=cost[n]) for n in dice), seconds=1.0)
+        for arm, cost in costs.items()
+        for seed in (0, 1, 2)
     ]
-    assert by_seed(folds, lambda r: r.points[-1].test) == [{"p0": 0.0, "p1": 0.2}] * 2
-    line = line_of(folds, full_dice=None)
-    assert line.seeds == 2
-    assert line.aubc[0] == pytest.approx(0.075), "the mean over patients of both folds"
+    numbers = numbers_of(["x", "y"], runs, folds=1)
+    assert numbers.pairs[0].difference[0] == 0
+    assert numbers.pairs_minutes[0].difference[0] == pytest.approx((10 * 0.5 + 20 * 0.65) / 30 - (25 * 0.5 + 5 * 0.65) / 30)
+    assert numbers.lines["y"].aubc_minutes[0] < numbers.lines["x"].aubc_minutes[0]
+
+
+def folded(arm: str, gain: float = 0.0, *, seeds: int = 1, folds: int = 5) -> list[Ran]:
+    return [
+        ran(arm, seed, {10: {f"p{fold}": 0.1 * fold + gain}, 20: {f"p{fold}": 0.1 * fold + 0.1 + gain}}, fold=fold)
+        for seed in range(seeds)
+        for fold in range(folds)
+    ]
+
+
+def test_folds_of_a_seed_are_taken_together_where_seeds_are_as_many() -> None:
+    folds = folded("x", seeds=2, folds=2)
+    assert samples(folds[::-1], final) == [{"p0": 0.1, "p1": 0.2}] * 2
+    numbers = numbers_of(["x"], folds, folds=2)
+    assert numbers.lines["x"].seeds == 2
+    assert numbers.lines["x"].aubc[0] == pytest.approx(0.1), "the mean over patients of both folds"
     assert whole_seeds(folds[:3], folds=2) == folds[:2], "seed 1 lacks a fold"
+
+
+def test_of_one_seed_folds_are_what_is_repeated() -> None:
+    numbers = numbers_of(["x", "y"], [*folded("x"), *folded("y", 0.05)], folds=5)
+    (pair,) = numbers.pairs
+    assert (pair.count, pair.unit) == (5, "fold")
+    assert pair.verdict("y") == "y is better than x."
+    assert numbers.lines["x"].aubc[0] == pytest.approx(0.25)
+
+
+def test_the_goal_of_a_fold_is_its_own() -> None:
+    """Fold 4 ends five times as high as fold 0: a share of their mean is out of reach for one, and nothing for the other."""
+    ceiling = [replace(one, arm=ALL_LABELS, points=one.points[1:]) for one in folded("x")]
+    line = numbers_of(["x", ALL_LABELS], [*folded("x"), *ceiling], folds=5).lines["x"]
+    each = [20 - 10 * 0.05 * (0.1 * fold + 0.1) / 0.1 for fold in range(5)]
+    assert line.reach_labels[0.95] == pytest.approx(sum(each) / 5)
 
 
 def test_pairs_are_paired_by_seed_and_patient() -> None:
@@ -90,12 +140,12 @@ def test_pairs_are_paired_by_seed_and_patient() -> None:
         name: [ran(name, seed, {10: {p: d / (1 + seed) + gain for p, d in hard.items()}}) for seed in (0, 1, 2)]
         for name, gain in (("x", 0.0), ("y", 0.05))
     }
-    (pair,) = pairs_of(arms)
+    (pair,) = pairs_of(arms, patient_aubc)
     assert pair.difference == pytest.approx((-0.05, -0.05, -0.05))
     assert pair.verdict("x") == "x is worse than y."
     assert pair.verdict("y") == "y is better than x."
     assert pair.seen_from("y") == pytest.approx((0.05, 0.05, 0.05))
-    fewer = pairs_of({"x": arms["x"][:2], "y": arms["y"]})
+    fewer = pairs_of({"x": arms["x"][:2], "y": arms["y"]}, patient_aubc)
     assert fewer[0].verdict("y") == "Can't tell y from x with 2 seeds.", "however clear it looks"
 
 
@@ -107,9 +157,20 @@ def test_more_pairs_make_each_of_them_less_sure() -> None:
             ]
             for n in range(arms)
         }
-        return pairs_of(runs)[0].doubt
+        return pairs_of(runs, patient_aubc)[0].doubt
 
     assert doubts(2) < doubts(4)
+
+
+def test_seeds_that_lie_apart_in_other_pairs_make_a_lucky_one_less_sure() -> None:
+    """x and y happen to lie equally far apart with every seed; z shows that trainings do not repeat so well."""
+
+    def arm(name: str, *means: float) -> list[Ran]:
+        return [ran(name, seed, {10: {"a": mean, "b": mean + 0.01}}) for seed, mean in enumerate(means)]
+
+    alone = {"x": arm("x", 0.5, 0.6, 0.7), "y": arm("y", 0.53, 0.63, 0.731)}
+    assert pairs_of(alone, patient_aubc)[0].is_clear
+    assert not pairs_of({**alone, "z": arm("z", 0.6, 0.5, 0.75)}, patient_aubc)[0].is_clear
 
 
 @pytest.mark.parametrize(
@@ -117,6 +178,17 @@ def test_more_pairs_make_each_of_them_less_sure() -> None:
 )
 def test_no_worse_needs_the_whole_interval(difference: tuple[float, float, float], no_worse: bool | None) -> None:
     assert Pair("x", "y", difference, 1.0, 3).no_worse("x") is no_worse
+    assert Pair("x", "y", difference, 1.0, 2).no_worse("x") is None, "of two seeds"
+
+
+def test_efficiency_is_of_the_mean_curve_and_none_where_it_jumps_at_once() -> None:
+    def rises(seed: int, shift: float, rate: float) -> Ran:
+        dice = [0.8 - 0.4 * math.exp(-rate * labels / 100) for labels in (5, 10, 20, 40, 80)]
+        return ran("x", seed, {labels: {"a": d + shift} for labels, d in zip((5, 10, 20, 40, 80), dice, strict=True)})
+
+    assert efficiency([rises(0, 0.02, 3.0), rises(1, -0.02, 3.0)]) == pytest.approx(3.0, rel=1e-3)
+    jumps = ran("x", 0, {n: {"a": d} for n, d in zip((5, 10, 20, 40, 80), (0.4, 0.8, 0.79, 0.81, 0.8), strict=True)})
+    assert efficiency([jumps]) is None
 
 
 def test_patients_whose_dice_is_not_known_throughout_are_left_out_and_counted() -> None:

@@ -39,3 +39,14 @@ def test_a_record_from_before_a_key_existed_has_its_default(tiny_config: Callabl
     assert differences(Ran("random", 0, (), 0.0, settings=tomlkit.dumps(older)), run) == []
     older["split"]["gone"] = 1
     assert differences(Ran("random", 0, (), 0.0, settings=tomlkit.dumps(older)), run) != []
+
+
+def test_the_order_of_classes_and_a_class_more_are_told(tiny_config: Callable[..., Path]) -> None:
+    run = load(tiny_config())
+    (first, one), (second, other) = run.classes.items()
+    swapped = run.model_copy(update={"classes": {second: other, first: one}})
+    fewer = run.model_copy(update={"classes": {first: one}})
+    stored = Ran("random", 0, (), 0.0, settings=settings_of(run))
+    assert differences(stored, swapped) == [f"the classes {first}, {second}"]
+    assert differences(stored, fewer) == [f"classes.{second} = {other}", f"the classes {first}, {second}"]
+    assert f"classes.{second} = null" in differences(Ran("random", 0, (), 0.0, settings=settings_of(fewer)), run)
