@@ -120,7 +120,9 @@ class Network(Settings):
 
     name: Literal["unet_tiny", "unet_small", "unet"] = Field("unet", description="MONAI UNet: 0.1, 0.4, 1.6 M parameters")
     norm: Literal["instance", "group"] = Field("instance", description="normalisation; never BatchNorm")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout in the two deepest levels, needed above 0 by bald and vote_entropy")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout in the two deepest levels, needed above 0 by bald and vote_entropy"
+    )
     head: Literal["softmax", "evidential"] = Field(
         "softmax", description="evidential: the network says how much evidence it has (and is trained to), as feal needs it"
     )
