@@ -146,8 +146,8 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
 def show_curve(folder: Path, console: Console) -> None:
     """The learning curve as a table, and where the report is."""
     table = Table(title="Dice against labels", title_justify="left")
-    for column in ("cycle", "labels", "minutes", "validation", "test", "change", "worst site", "its test"):
-        table.add_column(column, justify="left" if column == "worst site" else "right")
+    for column in ("cycle", "labels", "minutes", "validation", "test", "change", "worst site"):
+        table.add_column(column, justify="right")
 
     def number(value: float | None, *, sign: bool = False) -> str:
         return "not told" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
@@ -160,8 +160,7 @@ def show_curve(folder: Path, console: Console) -> None:
             number(point.dice),
             number(point.dice_test),
             "" if point.gain is None else number(point.gain, sign=True),
-            point.worst_site or "",
-            number(point.dice_worst_test),
+            f"{point.worst_site} {number(point.dice_worst_test)}" if point.worst_site else "",
         )
     console.print(table)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
