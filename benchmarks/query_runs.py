@@ -43,7 +43,7 @@ PAGES = ROOT / "docs" / "results"
 TWO_CORES = Scale(
     PAGES / "queries.md",
     training=(
-        *("train.rounds_per_cycle=20", "train.local_steps=25", "train.batch_labelled=4", "train.batch_unlabelled=4"),
+        *("train.rounds_per_cycle=30", "train.local_steps=25", "train.batch_labelled=4", "train.batch_unlabelled=4"),
         *("train.learning_rate=1e-2", "train.learning_rate_end=0"),
     ),
     network={
@@ -91,7 +91,7 @@ class Stage:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        shared = ("threads=1", "save_pictures=false", "network.dropout=0.1", "split.start=any", "budget.rule=proportional")
+        shared = ("threads=1", "save_pictures=false", "network.dropout=0.2", "split.start=any", "budget.rule=proportional")
         return (*shared, *scale.training, *scale.network[self.data], *self.changes)
 
     @property
