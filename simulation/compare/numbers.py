@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from simulation.compare.arms import ALL_LABELS
+from simulation.compare.arms import ALL_LABELS, ALWAYS
 from simulation.compare.readings import (
     Read,
     budget_reached,
@@ -18,8 +18,10 @@ from simulation.compare.readings import (
     efficiency,
     final,
     patient_aubc,
+    patient_dice_at,
     same_patients,
     samples,
+    spans,
     unit_of,
     whole_seeds,
 )
@@ -52,6 +54,7 @@ class Line:
         aubc_minutes: mean Dice over budgets in expert minutes.
         validation: `aubc` on validation patients, which is what a strategy may be chosen by.
         final: Dice at the end.
+        at: number of labels to the Dice then, of an arm that has come so far with every seed; the budgets are those of `random`.
         labels, minutes: what was paid by then, mean over seeds.
         reach_labels, reach_minutes: share of the full-label Dice to what it took, mean over seeds; None where not all reached it.
         efficiency: β of Dice over the share of foreground that is annotated; None where none fits.
@@ -65,6 +68,7 @@ class Line:
     aubc_minutes: Interval
     validation: float
     final: Interval
+    at: Mapping[float, Interval]
     labels: float
     minutes: float
     reach_labels: Mapping[float, float | None]
@@ -150,6 +154,8 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
     area_minutes = partial(patient_aubc, over="minutes", within=within["minutes"])
     full = _by_fold(by_arm[ALL_LABELS]) if ALL_LABELS in by_arm else None
     above = [] if full is None else [arm for arm, ended in by_arm.items() if _beyond(_by_fold(ended), full)]
+    budgets = sorted({point.labels for ran in by_arm.get(ALWAYS[0], ()) for point in ran.points})
+    at = {budget: _at_budget(by_arm, budget) for budget in budgets}
     noise = {read: _noise_of_means(by_arm, read) for read in (area, area_minutes, final)}
 
     def line(arm: str, ended: Sequence[Ran]) -> Line:
@@ -166,6 +172,7 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
             aubc_minutes=means[area_minutes],
             validation=statistics.mean(statistics.mean(on_validation(ran).values()) for ran in ended),
             final=means[final],
+            at={budget: told[arm] for budget, told in at.items() if arm in told},
             labels=statistics.mean(point.labels for point in last),
             minutes=statistics.mean(point.minutes for point in last),
             reach_labels={target: budget_reached(ended, goal, of="labels") for target, goal in goals.items()},
@@ -207,6 +214,14 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
 def interval_beside(runs: Sequence[Ran], by_arm: Mapping[str, Sequence[Ran]], read: Read) -> Interval:
     """Mean of an arm's runs and its interval, knowing how far the seeds of all arms lie apart."""
     return mean_interval(samples(runs, read), noise=_noise_of_means(by_arm, read))
+
+
+def _at_budget(by_arm: Mapping[str, Sequence[Ran]], budget: float) -> dict[str, Interval]:
+    """Dice of the arms that have come so far."""
+    there = {arm: runs for arm, runs in by_arm.items() if all(spans(ran, budget) for ran in runs)}
+    read = partial(patient_dice_at, budget=budget)
+    noise = _noise_of_means(there, read)
+    return {arm: mean_interval(samples(runs, read), noise=noise) for arm, runs in there.items()}
 
 
 def _noise_of_means(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> SeedNoise:

@@ -14,7 +14,6 @@ from server.report_words import count, dice, duration, human_bytes, signed
 from simulation.compare.arms import ALL_LABELS, ALONE, ALWAYS, TWIN, Arm
 from simulation.compare.numbers import FEWEST, TARGETS, WORSE_BY, Interval, Numbers, Pair, numbers_of
 from simulation.compare.plots import area_plot, curve_plot, curves_of
-from simulation.compare.readings import at_budgets
 from simulation.compare.record import Ran
 from simulation.compare.tables import arm_rows, as_csv, pair_rows, run_rows
 
@@ -29,16 +28,15 @@ def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran],
         seeds: how many there shall be of each arm.
     """
     numbers = numbers_of([arm.name for arm in arms], runs, folds=run.split.folds)
-    budgets = sorted({point.labels for ran in numbers.by_arm.get("random", ()) for point in ran.points})
-    write_text(folder / "compare.csv", as_csv(arm_rows(numbers, budgets)))
+    write_text(folder / "compare.csv", as_csv(arm_rows(numbers)))
     write_text(folder / "compare_pairs.csv", as_csv(pair_rows(numbers)))
     write_text(folder / "compare_runs.csv", as_csv(run_rows(numbers)))
     path = folder / "compare.html"
-    write_text(path, _render(run, arms, numbers, budgets, seeds=seeds, command=command))
+    write_text(path, _render(run, arms, numbers, seeds=seeds, command=command))
     return path
 
 
-def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, budgets: Sequence[float], *, seeds: int, command: str) -> str:
+def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, command: str) -> str:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("simulation"), PackageLoader("server")]),
         autoescape=True,
@@ -77,8 +75,7 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, budgets: Sequence[f
         area_plot=area_plot(lines) if lines else None,
         label_plot=plots.get("labels"),
         minute_plot=plots.get("minutes"),
-        budgets=budgets,
-        at_budgets={name: at_budgets(found, budgets) for name, found in numbers.by_arm.items() if len(found[0].points) > 1},
+        budgets=sorted({labels for line in lines for labels in line.at}),
         pairs=numbers.pairs,
         over_minutes={(pair.ours, pair.theirs): pair for pair in numbers.pairs_minutes},
         against=_against(numbers.pairs),

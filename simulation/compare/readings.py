@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
+
 from simulation.compare.record import Point, Ran
 from strategies.curves import aubc, budget_to_reach, dice_at, foreground_efficiency
 
@@ -117,14 +119,19 @@ def mean_dice(point: Point, *, role: str = "test") -> float:
     return statistics.mean(patients.values())
 
 
-def at_budgets(runs: Sequence[Ran], budgets: Sequence[float]) -> dict[float, float | None]:
-    """Mean Dice of an arm's runs at fixed numbers of labels; None where a run does not come so far."""
-    found: dict[float, float | None] = {}
-    for budget in budgets:
-        read = [dice_at(*mean_curve(ran), budget) for ran in runs]
-        known = [dice for dice in read if dice is not None]
-        found[budget] = statistics.mean(known) if len(known) == len(runs) else None
+def patient_dice_at(ran: Ran, *, budget: float) -> dict[str, float]:
+    """Each test patient's Dice at a number of labels; between two assessments on the line through both."""
+    budgets, points = _rising(ran, over="labels")
+    found = {}
+    for patient in ran.points[0].test:
+        dice = [statistics.mean(ran.points[n].test[patient] for n in same) for same in points]
+        found[patient] = float(np.interp(budget, budgets, dice))
     return found
+
+
+def spans(ran: Ran, budget: float) -> bool:
+    """Whether a run was assessed with fewer labels and with more, or with just so many."""
+    return min(point.labels for point in ran.points) <= budget <= max(point.labels for point in ran.points)
 
 
 def budget_reached(runs: Sequence[Ran], goals: Mapping[int, float] | None, *, of: str) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from simulation.compare.numbers import TARGETS, Numbers
-from simulation.compare.readings import at_budgets, common_range, mean_dice, patient_aubc
+from simulation.compare.readings import common_range, mean_dice, patient_aubc
 
 Row = Mapping[str, object]
 
@@ -23,9 +23,10 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def arm_rows(numbers: Numbers, budgets: Sequence[float]) -> list[Row]:
+def arm_rows(numbers: Numbers) -> list[Row]:
     """Everything that is told of an arm, with the ends of its 95 % intervals."""
     rows: list[Row] = []
+    budgets = sorted({labels for line in numbers.lines.values() for labels in line.at})
     for arm, line in numbers.lines.items():
         row: dict[str, object] = {"strategy": arm, "seeds": line.seeds}
         for name, interval in (("aubc", line.aubc), ("aubc_minutes", line.aubc_minutes), ("final_dice", line.final)):
@@ -36,7 +37,9 @@ def arm_rows(numbers: Numbers, budgets: Sequence[float]) -> list[Row]:
             row[f"minutes_to_{100 * target:.0f}_percent"] = _digits(line.reach_minutes[target], 1)
         row |= {"labels": line.labels, "minutes": _digits(line.minutes, 2), "foreground_efficiency": _digits(line.efficiency, 2)}
         row |= {"bytes": round(line.bytes), "seconds": _digits(line.seconds, 1)}
-        row |= {f"dice_at_{labels:g}": _digits(dice) for labels, dice in at_budgets(numbers.by_arm[arm], budgets).items()}
+        for labels in budgets:
+            for end, name in enumerate(("", "_low", "_high")):
+                row[f"dice_at_{labels:g}{name}"] = _digits(line.at[labels][end]) if labels in line.at else None
         rows.append(row)
     return rows
 

@@ -10,11 +10,11 @@ import pytest
 from simulation.compare.arms import ALL_LABELS
 from simulation.compare.numbers import WORSE_BY, Line, Pair, numbers_of, pairs_of
 from simulation.compare.readings import (
-    at_budgets,
     common_range,
     efficiency,
     final,
     patient_aubc,
+    patient_dice_at,
     same_patients,
     samples,
     whole_seeds,
@@ -52,7 +52,8 @@ def test_an_area_within_the_range_that_curves_share() -> None:
 def test_cycles_that_brought_no_label_are_one_point_with_their_mean() -> None:
     stands = Ran("x", 0, (point(10, {"a": 0.4}), point(10, {"a": 0.6}), point(20, {"a": 0.7})), seconds=1.0)
     assert patient_aubc(stands)["a"] == pytest.approx((0.5 + 0.7) / 2)
-    assert at_budgets([stands], [10]) == {10: pytest.approx(0.5)}
+    assert patient_dice_at(stands, budget=10) == {"a": pytest.approx(0.5)}
+    assert patient_dice_at(stands, budget=15) == {"a": pytest.approx(0.6)}
 
 
 def line_beside(full: float, runs: list[Ran]) -> Line:
@@ -75,6 +76,14 @@ def test_the_line_of_an_arm() -> None:
 def test_a_seed_that_never_arrives_leaves_no_mean() -> None:
     line = line_beside(0.8, [ran("x", 0, RISING), ran("x", 1, {**FLAT, 40: FLAT[20]})])
     assert line.reach_labels[0.9] is None
+
+
+def test_dice_at_the_budgets_of_random_where_an_arm_comes_so_far() -> None:
+    runs = [ran("random", 0, RISING), ran("x", 0, FLAT), ran("y", 0, {10: FLAT[10], 30: RISING[40], 40: RISING[40]})]
+    lines = numbers_of(["random", "x", "y"], runs, folds=1).lines
+    assert {budget: told[0] for budget, told in lines["random"].at.items()} == pytest.approx({10: 0.5, 20: 0.7, 40: 0.8})
+    assert list(lines["x"].at) == [10, 20]
+    assert lines["y"].at[20][0] == pytest.approx(0.65), "halfway"
 
 
 def test_a_ceiling_that_others_are_above_is_none() -> None:
