@@ -164,7 +164,7 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
             target: None if full is None or above else {fold: target * dice for fold, dice in full.items()} for target in TARGETS
         }
         on_validation = partial(area, role="validation")
-        means = {read: mean_interval(samples(ended, read), noise=noise[read]) for read in noise}
+        means = {read: _mean(ended, read, noise[read]) for read in noise}
         return Line(
             arm=arm,
             seeds=len({ran.seed for ran in ended}),
@@ -213,7 +213,7 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
 
 def interval_beside(runs: Sequence[Ran], by_arm: Mapping[str, Sequence[Ran]], read: Read) -> Interval:
     """Mean of an arm's runs and its interval, knowing how far the seeds of all arms lie apart."""
-    return mean_interval(samples(runs, read), noise=_noise_of_means(by_arm, read))
+    return _mean(runs, read, _noise_of_means(by_arm, read))
 
 
 def _at_budget(by_arm: Mapping[str, Sequence[Ran]], budget: float) -> dict[str, Interval]:
@@ -221,7 +221,13 @@ def _at_budget(by_arm: Mapping[str, Sequence[Ran]], budget: float) -> dict[str, 
     there = {arm: runs for arm, runs in by_arm.items() if all(spans(ran, budget) for ran in runs)}
     read = partial(patient_dice_at, budget=budget)
     noise = _noise_of_means(there, read)
-    return {arm: mean_interval(samples(runs, read), noise=noise) for arm, runs in there.items()}
+    return {arm: _mean(runs, read, noise) for arm, runs in there.items()}
+
+
+def _mean(runs: Sequence[Ran], read: Read, noise: SeedNoise) -> Interval:
+    """Of a Dice, whose interval ends at 0 and 1 at the latest."""
+    mean, low, high = mean_interval(samples(runs, read), noise=noise)
+    return mean, max(0.0, low), min(1.0, high)
 
 
 def _noise_of_means(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> SeedNoise:
