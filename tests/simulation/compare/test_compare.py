@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.faults import ConfigError
+from configs.files import locked
 from server.rounds import Progress
 from simulation.compare import record
 from simulation.compare.arms import arms_of, run_of
@@ -108,6 +109,17 @@ def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient
     page = (out / "compare.html").read_text()
     assert "complete" in page
     assert "<dt>Folds</dt><dd>2</dd>" in page
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    with locked(out / "runs" / "random-seed0"):
+        compare(config, [], queries=[], seeds=[0], out=out)
+    names = {path.parent.name for path in (out / "runs").glob("*/record.json")}
+    assert names == {"random_fg-seed0", "all_labels-seed0", "each_site_alone-seed0"}
+    assert "3 of 4 runs" in (out / "compare.html").read_text()
+    compare(config, [], queries=[], seeds=[0], out=out)
+    assert "complete" in (out / "compare.html").read_text()
 
 
 def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
