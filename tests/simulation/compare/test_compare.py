@@ -113,6 +113,7 @@ def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    compare(config, [], queries=[], seeds=[], out=out)
     with locked(out / "runs" / "random-seed0"):
         compare(config, [], queries=[], seeds=[0], out=out)
     names = {path.parent.name for path in (out / "runs").glob("*/record.json")}
