@@ -31,7 +31,7 @@ class Scale:
     Attributes:
         page: where it is written.
         training: overrides of every run. Weights begin anew in each cycle, so its steps are all that a model learns in.
-        network: overrides by data set.
+        network: overrides by data set; larger images take more steps.
     """
 
     page: Path
@@ -48,8 +48,8 @@ TWO_CORES = Scale(
     ),
     network={
         "hippocampus": ("network.name=unet_small",),
-        "acdc": ("network.name=unet_small", "preprocess.size_px=96"),
-        "sts": ("network.name=unet_small", "preprocess.size_px=96"),
+        "acdc": ("network.name=unet_small", "preprocess.size_px=96", "train.rounds_per_cycle=40"),
+        "sts": ("network.name=unet_small", "preprocess.size_px=96", "train.rounds_per_cycle=40"),
     },
 )
 FULL = Scale(
