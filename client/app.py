@@ -38,6 +38,7 @@ from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
 from strategies import wire
+from strategies.query.units import unit_of
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
@@ -167,7 +168,8 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
         save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
-    demand = demand_of(scores, min_patients=site.settings.min_patients)
+    units = len({unit_of(case, plan.query.unit) for case in site.store.cases("unlabelled")})
+    demand = demand_of(scores, units=units, min_patients=site.settings.min_patients)
     seconds = time.monotonic() - started
     return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 

@@ -142,9 +142,16 @@ class Sums:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a site tells of its pool, so that budgets can follow need: a count and coarse quantiles of the scores."""
+    """What a site tells of its pool, so that budgets can follow need: counts and coarse quantiles of the scores.
+
+    Attributes:
+        unlabelled: cases that wait.
+        units: how many these are as grants count them (`query.unit`): slices, volumes or patients.
+        quantiles: of the cases' scores, rising; empty where withheld, or where cases have none.
+    """
 
     unlabelled: int
+    units: int
     quantiles: tuple[float, ...] = ()
 
 

@@ -85,6 +85,7 @@ def replies(classes: int) -> dict[str, Reply]:
     }
     demand = {
         "unlabelled": COUNT,
+        "units": COUNT,
         "quantiles": Number(whole=False, low=-1e6, high=1e6, length=QUANTILES, optional=True),
     }
     return {
@@ -283,7 +284,9 @@ def pack_assessment(assessment: Assessment) -> RecordDict:
         assessment.name,
         validation=_pack_sums(assessment.validation),
         test=_pack_sums(assessment.test),
-        demand=None if demand is None else _numbers(unlabelled=demand.unlabelled, quantiles=list(demand.quantiles) or None),
+        demand=None
+        if demand is None
+        else _numbers(unlabelled=demand.unlabelled, units=demand.units, quantiles=list(demand.quantiles) or None),
         assessing=_numbers(seconds=assessment.seconds),
     )
 
@@ -294,7 +297,7 @@ def unpack_assessment(content: RecordDict) -> Assessment:
         name=_name(content),
         validation=_unpack_sums(content, "validation"),
         test=_unpack_sums(content, "test"),
-        demand=Demand(demand["unlabelled"], tuple(demand.get("quantiles", ()))) if demand else None,
+        demand=Demand(demand["unlabelled"], demand["units"], tuple(demand.get("quantiles", ()))) if demand else None,
         seconds=_metrics(content, "assessing").get("seconds"),
     )
 

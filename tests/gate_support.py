@@ -89,7 +89,7 @@ def honest(kind: str) -> RecordDict:
             return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, losses, (0.75, 0.0), 1.5))
         case "query.assess":
             sums = Sums((1.5, 0.75), (2, 1), 9)
-            return pack_assessment(Assessment("A", sums, sums, Demand(76, (0.0, 0.1, 0.2, 0.3, 0.4)), 2.5))
+            return pack_assessment(Assessment("A", sums, sums, Demand(76, 76, (0.0, 0.1, 0.2, 0.3, 0.4)), 2.5))
         case "query.kinds":
             return pack_kinds("A", UPDATE, patients=9)
         case _:

@@ -21,7 +21,7 @@ from strategies.effort import Effort
 from strategies.query.choose import at_random
 from strategies.query.coordinate import most_typical_of
 from strategies.query.parse import parse_query
-from strategies.query.units import grouped, spread_out
+from strategies.query.units import grouped, spread_out, unit_of
 from strategies.randomness import numpy_rng
 from strategies.records import Choice, Scores, Selection
 
@@ -124,7 +124,7 @@ def _select(
     if not unlabelled:
         return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
-    unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
+    units_of = {case.id: unit_of(case, plan.query.unit) for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
     strategy = strategy_of(plan, progress=progress)
     named = site.start_cases() if cycle == 0 else frozenset()
@@ -135,15 +135,15 @@ def _select(
     if scores is None:
         scores = unscored(unlabelled)
         if named:
-            choose = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
+            choose = partial(at_random, first={units_of[case.id] for case in unlabelled if case.id in named})
         else:
             site.log.warning("cycle %d: the pool was not scored, so its cases are chosen at random", cycle)
             choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
         return _chosen(choose, scores, cases, rng)
-    selection = _chosen(choose, grouped(scores, unit_of), cases, rng)
-    members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
+    selection = _chosen(choose, grouped(scores, units_of), cases, rng)
+    members = {c.case_id: [case.id for case in unlabelled if units_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)
 
 
