@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.allocator import keep_freed_memory
+from client.annotate.oracle import none_read_in_vain
 from client.annotate.worklist import carry_out, collect
 from client.committee import committee, own_balance
 from client.egress import EgressLog
@@ -241,7 +242,8 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             )
         torch.set_num_threads(site.settings.threads)
         keep_freed_memory()
-        with blaming(plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"):
+        strategy = plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"
+        with blaming(strategy), none_read_in_vain(site):
             return Message(answer(site, plan, request, message), reply_to=message)
 
 

@@ -45,7 +45,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     Dropout passes are seeded by the cycle. Pixels of the padding do not count.
 
     Raises:
-        SiteFault: a score is not finite; a choice without it would be another strategy's.
+        SiteFault: a score is missing or not finite; a choice without it would be another strategy's.
     """
     cases = site.store.cases("unlabelled")
     labelled = site.store.cases("labelled", "requested") if strategy.labelled else []
@@ -79,7 +79,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
             labelled_pixels=counts[1:],
             **found,
         )
-    except FloatingPointError as error:
+    except (FloatingPointError, ValueError) as error:
         raise SiteFault("invariant-broken", str(error)) from error
 
 

@@ -161,19 +161,22 @@ def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centro
 def _chosen(
     choose: Callable[[Scores, int, np.random.Generator], Selection], scores: Scores, cases: int, rng: np.random.Generator
 ) -> Selection:
-    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, and of the pool.
+    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, of the pool, by finite scores.
 
     Raises:
-        SiteFault: it is not; names the case. A shortfall that went unnoticed would freeze the labelled set while the curve still
-            looks normal.
+        SiteFault: it is not, or the strategy fails in whatever way; names the case. A shortfall that went unnoticed would freeze
+            the labelled set while the curve still looks normal, and a choice made again elsewhere would be another strategy's.
     """
     try:
         selection = choose(scores, cases, rng)
-    except ValueError as error:
-        raise SiteFault("invariant-broken", str(error)) from error
+    except Exception as error:
+        raise SiteFault("invariant-broken", f"choosing {cases} cases failed: {type(error).__name__}: {error}") from error
     foreign = sorted(set(selection.case_ids) - set(scores.case_ids))
     if foreign:
         raise SiteFault("invariant-broken", f"case {foreign[0]} was chosen, which is not in the pool")
+    astray = [choice for choice in selection.choices if not np.isfinite(choice.score)]
+    if astray:
+        raise SiteFault("invariant-broken", f"case {astray[0].case_id} was chosen by the score {astray[0].score}: not finite")
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
         raise SiteFault("invariant-broken", f"{len(selection.choices)} cases were chosen of the {expected} asked for")
