@@ -59,7 +59,10 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Request:
-    """An open question to the experts: which case, since when, why, and what was wrong with the last answer."""
+    """An open question to the experts: which case, since when, why, and what was wrong with the last answer.
+
+    `proposed` says whether what the expert begins with is kept already.
+    """
 
     case: Case
     number: int
@@ -68,6 +71,7 @@ class Request:
     score: float
     reason: str
     problem: str
+    proposed: bool
 
 
 class Store:
@@ -202,7 +206,7 @@ class Store:
         )
         with self._session() as session:
             return [
-                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem)
+                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem, r.proposal is not None)
                 for r, c in session.execute(query).tuples()
             ]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from client.annotate.proposal import propose
+from client.annotate.proposal import Proposals
 from client.faults import SiteFault
 from client.plan import Plan
 from client.site import Site
@@ -50,8 +50,9 @@ class Oracle:
 
     name = "oracle"
 
-    def __init__(self, site: Site, plan: Plan) -> None:
-        self._site, self._plan = site, plan
+    def __init__(self, site: Site, plan: Plan, *, run: str) -> None:
+        self._site = site
+        self._proposals = Proposals(site, plan, run=run) if plan.cost.proposals else None
         path = site.workspace / "hidden" / "schedule.json"
         try:
             schedule = json.loads(path.read_text())
@@ -62,8 +63,10 @@ class Oracle:
 
     def publish(self, requests: Sequence[Request]) -> None:
         """The oracle is asked directly; where experts begin with proposals, they are made now, by the model of the day."""
-        for request in requests if self._plan.cost.proposals else ():
-            propose(self._site, self._plan, request)
+        if self._proposals is not None:
+            for request in requests:
+                if not request.proposed:
+                    self._proposals.of(request)
 
     def answers(self, requests: Sequence[Request], *, cycle: int, tick: int) -> list[tuple[Request, NDArray[np.uint8] | str]]:
         """Labels of the requests whose delay, in ticks, is over; none in a cycle in which the expert is away."""

@@ -38,12 +38,12 @@ class Annotator(Protocol):
         """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
 
 
-ANNOTATORS: dict[str, Callable[[Site, Plan], Annotator]] = {"oracle": Oracle, "folder": Folder}
+ANNOTATORS: dict[str, Callable[..., Annotator]] = {"oracle": Oracle, "folder": Folder}
 
 
-def annotator_of(site: Site, plan: Plan) -> Annotator:
-    """The site's annotator, by the name in its settings."""
-    return ANNOTATORS[site.settings.annotator](site, plan)
+def annotator_of(site: Site, plan: Plan, *, run: str) -> Annotator:
+    """The site's annotator, by the name in its settings, for one message of a run."""
+    return ANNOTATORS[site.settings.annotator](site, plan, run=run)
 
 
 def carry_out(
@@ -86,7 +86,7 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     Raises:
         SiteFault: the labelled set did not grow by exactly the labels that came.
     """
-    annotator = annotator_of(site, plan)
+    annotator = annotator_of(site, plan, run=run)
     requests = site.store.open_requests()
     before = site.store.counts().get("labelled", 0)
     annotator.publish(requests)

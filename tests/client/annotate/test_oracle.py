@@ -36,7 +36,7 @@ def set_schedule(site: Site, *, delay: dict[str, int] | None = None, absent: lis
 
 def test_a_label_that_was_not_requested_cannot_be_read(site_and_plan: tuple[Site, Plan]) -> None:
     site, plan = site_and_plan
-    oracle = Oracle(site, plan)
+    oracle = Oracle(site, plan, run="r")
     case = site.store.cases("unlabelled")[0]
     with pytest.raises(SiteFault, match=case.id) as caught:
         oracle.read(case)
@@ -47,7 +47,7 @@ def test_a_label_that_was_not_requested_cannot_be_read(site_and_plan: tuple[Site
 def test_requested_labels_come_with_the_right_slice(site_and_plan: tuple[Site, Plan]) -> None:
     site, plan = site_and_plan
     assert carry_out(site, plan, run="r", cycle=0, cases=3, tick=1) == 3
-    oracle = Oracle(site, plan)
+    oracle = Oracle(site, plan, run="r")
     answers = oracle.answers(site.store.open_requests(), cycle=0, tick=1)
     assert site.hidden_reads == [request.case.id for request, _ in answers]
     assert len(answers) == 3
@@ -69,7 +69,7 @@ def test_a_hidden_label_that_is_read_and_not_given_breaks_an_invariant(site_and_
 
     def peek(case: Case, *, collects: bool) -> None:
         with none_read_in_vain(site):
-            Oracle(site, plan).read(case)
+            Oracle(site, plan, run="r").read(case)
             if collects:
                 collect(site, plan, run="r", cycle=1, tick=2)
 
@@ -111,4 +111,4 @@ def test_a_missing_schedule_is_told(site_and_plan: tuple[Site, Plan]) -> None:
     site, plan = site_and_plan
     (site.workspace / "hidden" / "schedule.json").unlink()
     with pytest.raises(SiteFault, match=r"schedule\.json"):
-        Oracle(site, plan)
+        Oracle(site, plan, run="r")
