@@ -106,7 +106,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
-    return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
+    told = {**_told(site, models.reply), **_effort(site, request)} if site.shares_sums else {}
+    return wire.pack_update(SiteUpdate(site.name, update, **told))
 
 
 def _why_unlabelled(site: Site) -> str:
@@ -137,6 +138,17 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
         losses.pop("total", None)  # from it and the others the missing one could be worked out
     told = {name: value for name, value in numbers.items() if name != "judges"}
     return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
+
+
+def _effort(site: Site, request: wire.Request) -> dict[str, int]:
+    """What this run's labels have cost so far, and of how many patients they are; nothing below the site's `min_patients`.
+
+    So far is up to the request's tick: a repeated message is answered as at first.
+    """
+    patients = len({case.patient for case in site.store.labelled_in(request.run, tick=request.tick)})
+    if patients < site.settings.min_patients:
+        return {}
+    return {"minutes": round(site.store.minutes(request.run, tick=request.tick)), "patients": patients}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
@@ -195,9 +207,9 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    mine = site.store.labelled_in(request.run, tick=request.tick)
-    patients = len({case.patient for case in mine})
-    enough = patients >= site.settings.min_patients
+    effort, balance = _effort(site, request), None
+    if effort and plan.query.model == "switch":
+        balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -207,10 +219,9 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
-            minutes=round(site.store.minutes(request.run, tick=request.tick)) if enough else None,
-            balance=round(own_balance(site, plan, mine), 2) if enough and plan.query.model == "switch" else None,
-            patients=patients if enough else None,
+            balance=balance,
             seconds=time.monotonic() - started,
+            **effort,
         )
     )
 

@@ -246,6 +246,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
             "sam_trust": None if update.trust is None else dict(zip(run.class_names, update.trust, strict=True)),
             "labels_trained": update.labels_trained,
             "unlabelled": update.unlabelled,
+            "minutes": update.minutes,
             "seconds": update.seconds,
             **answer.traffic,
         }

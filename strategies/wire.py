@@ -96,7 +96,9 @@ def replies(classes: int) -> dict[str, Reply]:
                 "training": {"labelled": COUNT, "labels_trained": COUNT, "unlabelled": COUNT, "seconds": SECONDS},
                 "sam": {"trust": Number(whole=False, high=1.0, length=classes)},
                 "losses": dict.fromkeys(LOSSES, REAL),
+                "effort": {"minutes": COUNT, "patients": COUNT},
             },
+            patients=("effort",),
         ),
         ASSESS: Reply(
             update=False,
@@ -260,6 +262,7 @@ def pack_update(update: SiteUpdate) -> RecordDict:
         ),
         sam=None if update.trust is None else _numbers(trust=list(update.trust)),
         losses=_numbers(**update.losses),
+        effort=None if update.minutes is None else _numbers(minutes=update.minutes, patients=update.patients),
     )
 
 
@@ -275,6 +278,7 @@ def unpack_update(content: RecordDict) -> SiteUpdate:
         losses=_metrics(content, "losses"),
         trust=None if trust is None else tuple(trust),
         seconds=training.get("seconds"),
+        **_metrics(content, "effort"),
     )
 
 
