@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.allocator import keep_freed_memory
+from client.annotate.oracle import none_read_in_vain
 from client.annotate.worklist import carry_out, collect
 from client.committee import committee, own_balance
 from client.egress import EgressLog
@@ -38,6 +39,7 @@ from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
 from strategies import wire
+from strategies.query.units import unit_of
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
@@ -104,7 +106,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
-    return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
+    told = {**_told(site, models.reply), **_effort(site, request)} if site.shares_sums else {}
+    return wire.pack_update(SiteUpdate(site.name, update, **told))
 
 
 def _why_unlabelled(site: Site) -> str:
@@ -137,6 +140,17 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
 
 
+def _effort(site: Site, request: wire.Request) -> dict[str, int]:
+    """What this run's labels have cost so far, and of how many patients they are; nothing below the site's `min_patients`.
+
+    So far is up to the request's tick: a repeated message is answered as at first.
+    """
+    patients = len({case.patient for case in site.store.labelled_in(request.run, tick=request.tick)})
+    if patients < site.settings.min_patients:
+        return {}
+    return {"minutes": round(site.store.minutes(request.run, tick=request.tick)), "patients": patients}
+
+
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
     started = time.monotonic()
@@ -167,7 +181,8 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
         save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
-    demand = demand_of(scores, min_patients=site.settings.min_patients)
+    units = len({unit_of(case, plan.query.unit) for case in site.store.cases("unlabelled")})
+    demand = demand_of(scores, units=units, min_patients=site.settings.min_patients)
     seconds = time.monotonic() - started
     return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 
@@ -192,9 +207,9 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    mine = site.store.labelled_in(request.run, tick=request.tick)
-    patients = len({case.patient for case in mine})
-    enough = patients >= site.settings.min_patients
+    effort, balance = _effort(site, request), None
+    if effort and plan.query.model == "switch":
+        balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -204,10 +219,9 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
-            minutes=round(site.store.minutes(request.run, tick=request.tick)) if enough else None,
-            balance=round(own_balance(site, plan, mine), 2) if enough and plan.query.model == "switch" else None,
-            patients=patients if enough else None,
+            balance=balance,
             seconds=time.monotonic() - started,
+            **effort,
         )
     )
 
@@ -239,7 +253,8 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             )
         torch.set_num_threads(site.settings.threads)
         keep_freed_memory()
-        with blaming(plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"):
+        strategy = plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"
+        with blaming(strategy), none_read_in_vain(site):
             return Message(answer(site, plan, request, message), reply_to=message)
 
 

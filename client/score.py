@@ -27,6 +27,9 @@ from strategies.randomness import derive
 from strategies.records import Case, Demand, Scores
 from strategies.wire import QUANTILES
 
+DIGITS = 2
+"""Significant digits of a quantile that leaves. Not decimal places: some strategies' scores are all near a thousandth."""
+
 
 def strategy_of(plan: Plan, *, progress: float = 0.0) -> Strategy:
     """The run's query strategy; `progress` is 0 at its first query and 1 at its last."""
@@ -42,7 +45,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     Dropout passes are seeded by the cycle. Pixels of the padding do not count.
 
     Raises:
-        SiteFault: a score is not finite; a choice without it would be another strategy's.
+        SiteFault: a score is missing or not finite; a choice without it would be another strategy's.
     """
     cases = site.store.cases("unlabelled")
     labelled = site.store.cases("labelled", "requested") if strategy.labelled else []
@@ -76,7 +79,7 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
             labelled_pixels=counts[1:],
             **found,
         )
-    except FloatingPointError as error:
+    except (FloatingPointError, ValueError) as error:
         raise SiteFault("invariant-broken", str(error)) from error
 
 
@@ -85,16 +88,17 @@ def unscored(cases: Sequence[Case]) -> Scores:
     return Scores([case.id for case in cases], [case.patient for case in cases])
 
 
-def demand_of(scores: Scores, *, min_patients: int) -> Demand:
-    """How many cases wait, and five coarse quantiles of their scores.
+def demand_of(scores: Scores, *, units: int, min_patients: int) -> Demand:
+    """How many cases wait, how many `units` they are, and five coarse quantiles of their scores, to `DIGITS` significant digits.
 
     No quantiles for fewer than four cases to each, or where fewer than `min_patients` patients stand behind them.
     """
     quantiles: tuple[float, ...] = ()
     enough = len(set(scores.patients)) >= min_patients and len(scores.case_ids) >= 4 * QUANTILES
     if scores.values is not None and enough:
-        quantiles = tuple(float(q) for q in np.quantile(scores.values, np.linspace(0.1, 0.9, QUANTILES)).round(3))
-    return Demand(len(scores.case_ids), quantiles)
+        found = np.quantile(scores.values, np.linspace(0.1, 0.9, QUANTILES))
+        quantiles = tuple(float(f"{quantile:.{DIGITS}g}") for quantile in found)
+    return Demand(len(scores.case_ids), units, quantiles)
 
 
 def save_scores(folder: Path, scores: Scores, *, run: str, cycle: int) -> None:

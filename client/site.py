@@ -47,13 +47,18 @@ class Ready:
 
 
 class Site:
-    """One hospital's workspace, opened for the length of one message."""
+    """One hospital's workspace, opened for the length of one message.
+
+    Attributes:
+        hidden_reads: the cases whose hidden labels were read meanwhile, once for each reading; a simulated expert's alone.
+    """
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
         self.settings: SiteSettings = load_site(workspace / "site.toml")
         self.name = self.settings.name
         self.log = site_log(workspace, self.name)
+        self.hidden_reads: list[str] = []
         self.store = Store.at(workspace / "site.db")
 
     def __enter__(self) -> Site:

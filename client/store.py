@@ -38,6 +38,9 @@ from strategies.records import Case, Choice
 STOPPED = "stopped"
 """The key under which the reason stands why the site stopped."""
 
+HELD_OUT = ("validation", "test")
+"""Roles of images that are states of their cases too; those of the role `pool` have the others."""
+
 LABELS_AT_ONCE = 64
 """So many labels are read with one query."""
 
@@ -56,7 +59,10 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Request:
-    """An open question to the experts: which case, since when, why, and what was wrong with the last answer."""
+    """An open question to the experts: which case, since when, why, and what was wrong with the last answer.
+
+    `proposed` says whether what the expert begins with is kept already.
+    """
 
     case: Case
     number: int
@@ -65,6 +71,7 @@ class Request:
     score: float
     reason: str
     problem: str
+    proposed: bool
 
 
 class Store:
@@ -199,7 +206,7 @@ class Store:
         )
         with self._session() as session:
             return [
-                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem)
+                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem, r.proposal is not None)
                 for r, c in session.execute(query).tuples()
             ]
 
@@ -379,7 +386,9 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- invariants
 
     def check_conserved(self) -> None:
-        """The pool adds up: every case has one state, and labels, requests and states tell the same story.
+        """The pool adds up: every case has one state, which fits its image's role, its request and its label.
+
+        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was.
 
         Raises:
             SiteFault: with code `invariant-broken`, the numbers that disagree and a case that they disagree about.
@@ -399,6 +408,8 @@ class Store:
                 if left != right:
                     told = f"the pool does not add up: {what} are {left} and {right}{_at_odds(session)}"
                     raise SiteFault("invariant-broken", told)
+            if odd := _at_odds(session):
+                raise SiteFault("invariant-broken", f"the pool does not add up{odd}")
 
     def stop(self, reason: str) -> None:
         """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
@@ -433,8 +444,12 @@ def _unpacked(label: LabelTable) -> NDArray[np.uint8]:
 
 
 def _at_odds(session: Session) -> str:
-    """Names the first case whose state says something else than the tables of labels and requests; a lost case has no name."""
-    state_of = dict(session.execute(select(CaseTable.id, CaseTable.state)).tuples().all())
+    """Names the first case whose state says something else than its image, or the tables of labels and requests.
+
+    Empty where there is none; a lost case has no name.
+    """
+    found = session.execute(select(CaseTable.id, CaseTable.state, ImageTable.role).join(ImageTable)).tuples().all()
+    state_of = {case: state for case, state, _ in found}
     labelled, asked = (set(session.scalars(select(table.case))) for table in (LabelTable, RequestTable))
     for case in sorted({*state_of, *labelled, *asked}):
         state = state_of.get(case, "unknown")
@@ -442,4 +457,7 @@ def _at_odds(session: Session) -> str:
             return f"; case {case} is {state}, {'has a' if case in labelled else 'has no'} label, and was " + (
                 "requested" if case in asked else "not requested"
             )
+    for case, state, role in sorted(found):
+        if state != role and (role != "pool" or state in HELD_OUT):
+            return f"; case {case} is {state}, and its image is of role {role}"
     return ""

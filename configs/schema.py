@@ -223,7 +223,7 @@ class Budget(Settings):
     rule: Literal["fixed", "proportional", "adaptive", "coordinated"] = Field(
         "fixed",
         description="per site equal, by pool size, by how unsure the model is of the cases that would come next, or by kinds of "
-        "cases that sites find together from sums",
+        "cases that sites find together from sums; a site of unknown pool gets the equal share",
     )
     floor: Fraction = Field(0.5, description="share of per_cycle that adaptive grants every site in any case")
     cold_start: Positive = Field(4, description="cases per site before any training")
@@ -371,6 +371,11 @@ class Run(Settings):
                     'budget.rule = "coordinated" shares out kinds of slices, by which a site then chooses: it takes '
                     f'query.strategy = "typiclust" or "probcover", not {base}, and query.unit = "slice"'
                 )
+        if self.budget.rule == "adaptive" and query.file == "feal":
+            yield (
+                'budget.rule = "adaptive" compares scores of different sites, and feal scales its scores within each pool: '
+                'set budget.rule = "fixed" or "proportional"'
+            )
         if query.file == "badge" and self.network.head == "evidential":
             yield f'query.strategy {self.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
         sam = self.sam

@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import subprocess
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -87,14 +88,11 @@ def coordinate(grid: Grid, folder: Path, *, engine: str, shown: Progress | None 
                 + (f". Refused: {why}. {problems.remedy}" if why else "")
             )
         if ledger.resumed:
+            ledger.state = with_newcomers(ledger.state, pools)
             ledger.note(event("resume", sites={name: {} for name in pools}), *problems.events("join", cycle=0, round=0))
         ledger.once(
             lambda state: (
-                replace(
-                    state,
-                    unlabelled={name: pool["unlabelled"] for name, pool in pools.items()},
-                    labelled={name: pool["labelled"] for name, pool in pools.items()},
-                ),
+                with_newcomers(state, pools),
                 [
                     event("start", **about(run, engine)),
                     event("join", sites=pools),
@@ -105,6 +103,19 @@ def coordinate(grid: Grid, folder: Path, *, engine: str, shown: Progress | None 
         federation = Federation(run, sites, lambda: initial_weights(run), folder, progress)
         run_rounds(federation, ledger)
         finish(ledger, folder, run)
+
+
+def with_newcomers(state: State, pools: Mapping[str, Mapping[str, Any]]) -> State:
+    """The state with what sites told of their pools as they joined, where it knows nothing of them yet.
+
+    A site that could not join at first does so at a resume, and may be granted something before it is asked anything else.
+    """
+    told = {key: {name: pool[key] for name, pool in pools.items()} for key in ("unlabelled", "labelled")}
+    return replace(
+        state,
+        unlabelled={**told["unlabelled"], **state.unlabelled},
+        labelled={**told["labelled"], **state.labelled},
+    )
 
 
 def finish(ledger: Ledger, folder: Path, run: Run) -> None:

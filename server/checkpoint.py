@@ -34,7 +34,8 @@ class State:
         weights: the global model.
         momenta: state of the server's optimiser, by name; empty without one.
         tick: rounds and polls so far, the clock of simulated experts.
-        unlabelled: pool size by site, None where withheld.
+        unlabelled: pool size by site in cases, None where withheld.
+        units: the same as `query.unit` counts, of the sites that answered the last assessment.
         labelled: labels by site, None where withheld.
         quantiles: of the scores in each site's pool at the last assessment; empty where withheld.
         balance: how level classes are in what each site has annotated, None where withheld.
@@ -52,6 +53,7 @@ class State:
     momenta: Weights = field(default_factory=dict)
     tick: int = 0
     unlabelled: Mapping[str, int | None] = field(default_factory=dict)
+    units: Mapping[str, int | None] = field(default_factory=dict)
     labelled: Mapping[str, int | None] = field(default_factory=dict)
     quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
     balance: Mapping[str, float | None] = field(default_factory=dict)

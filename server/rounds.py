@@ -75,18 +75,23 @@ def run_rounds(federation: Federation, ledger: Ledger) -> None:
 
 
 def grant(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
-    """How many cases each site may ask for: the cold start before any training, the cycle's budget after it."""
+    """How much each site may ask for: the cold start before any training, the cycle's budget after it."""
     budget = federation.run.budget
-    counts = {name: state.unlabelled.get(name) for name in federation.sites.names}
-    pools = {
-        name: None if count is None else Demand(count, tuple(state.quantiles.get(name, ()))) for name, count in counts.items()
-    }
+    pools = {name: _pool(federation.run, state, name) for name in federation.sites.names}
     rule, cases = ("fixed", budget.cold_start) if cycle == 0 else (budget.rule, budget.per_cycle)
     if budget.rule == "coordinated" and (cycle or federation.run.query.cold_start != "random"):
         return _share_kinds(federation, state, cycle=cycle, per_site=cases)
     grants = BUDGETS[rule](pools, per_site=cases, floor=budget.floor)
-    told = event("grant", cycle=cycle, sites={name: {"granted": cases} for name, cases in grants.items()})
+    sites = {name: {"granted": cases} for name, cases in grants.items()}
+    told = event("grant", cycle=cycle, unit=federation.run.query.unit, sites=sites)
     return replace(state, grants=grants, kinds={}, kinds_cycle=-1, centroids=()), [told]
+
+
+def _pool(run: Run, state: State, name: str) -> Demand | None:
+    """What is known of a site's pool in the units of its grant: every answer counts slices, assessments volumes and patients."""
+    cases = state.unlabelled.get(name)
+    units = cases if run.query.unit == "slice" else state.units.get(name)
+    return None if cases is None or units is None else Demand(cases, units, tuple(state.quantiles.get(name, ())))
 
 
 def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: int) -> tuple[State, list[Event]]:
@@ -241,6 +246,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
             "sam_trust": None if update.trust is None else dict(zip(run.class_names, update.trust, strict=True)),
             "labels_trained": update.labels_trained,
             "unlabelled": update.unlabelled,
+            "minutes": update.minutes,
             "seconds": update.seconds,
             **answer.traffic,
         }
@@ -296,8 +302,15 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         "dice_worst_test": _worst(told, "dice_test"),
     }
     pools = {name: a.demand.unlabelled if a.demand else None for name, a in assessments.items()}
+    units = {name: a.demand.units if a.demand else None for name, a in assessments.items()}
     quantiles = {name: list(a.demand.quantiles) if a.demand else [] for name, a in assessments.items()}
-    state = replace(state, unlabelled={**state.unlabelled, **pools}, quantiles={**state.quantiles, **quantiles}, last=numbers)
+    state = replace(
+        state,
+        unlabelled={**state.unlabelled, **pools},
+        units=units,
+        quantiles={**state.quantiles, **quantiles},
+        last=numbers,
+    )
     dice = numbers["dice_mean"]
     if dice is not None and (state.best_dice is None or dice > state.best_dice):
         save_weights(federation.folder / "weights" / "best.safetensors", state.weights)

@@ -142,9 +142,16 @@ class Sums:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a site tells of its pool, so that budgets can follow need: a count and coarse quantiles of the scores."""
+    """What a site tells of its pool, so that budgets can follow need: counts and coarse quantiles of the scores.
+
+    Attributes:
+        unlabelled: cases that wait.
+        units: how many these are as grants count them (`query.unit`): slices, volumes or patients.
+        quantiles: of the cases' scores, rising; empty where withheld, or where cases have none.
+    """
 
     unlabelled: int
+    units: int
     quantiles: tuple[float, ...] = ()
 
 
@@ -170,6 +177,7 @@ class SiteUpdate:
     """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only.
 
     `trust` is how much SAM counted at the site, by class in [0, 1]; None where it took no part, or nothing may be told of it.
+    `minutes` and `patients` are as in `Annotation`: labels also come while a round is trained.
     """
 
     name: str
@@ -180,6 +188,8 @@ class SiteUpdate:
     losses: Mapping[str, float] = field(default_factory=dict)
     trust: Sequence[float] | None = None
     seconds: float | None = None
+    minutes: int | None = None
+    patients: int | None = None
 
 
 @dataclass(frozen=True)

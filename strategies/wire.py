@@ -85,6 +85,7 @@ def replies(classes: int) -> dict[str, Reply]:
     }
     demand = {
         "unlabelled": COUNT,
+        "units": COUNT,
         "quantiles": Number(whole=False, low=-1e6, high=1e6, length=QUANTILES, optional=True),
     }
     return {
@@ -95,7 +96,9 @@ def replies(classes: int) -> dict[str, Reply]:
                 "training": {"labelled": COUNT, "labels_trained": COUNT, "unlabelled": COUNT, "seconds": SECONDS},
                 "sam": {"trust": Number(whole=False, high=1.0, length=classes)},
                 "losses": dict.fromkeys(LOSSES, REAL),
+                "effort": {"minutes": COUNT, "patients": COUNT},
             },
+            patients=("effort",),
         ),
         ASSESS: Reply(
             update=False,
@@ -259,6 +262,7 @@ def pack_update(update: SiteUpdate) -> RecordDict:
         ),
         sam=None if update.trust is None else _numbers(trust=list(update.trust)),
         losses=_numbers(**update.losses),
+        effort=None if update.minutes is None else _numbers(minutes=update.minutes, patients=update.patients),
     )
 
 
@@ -274,6 +278,7 @@ def unpack_update(content: RecordDict) -> SiteUpdate:
         losses=_metrics(content, "losses"),
         trust=None if trust is None else tuple(trust),
         seconds=training.get("seconds"),
+        **_metrics(content, "effort"),
     )
 
 
@@ -283,7 +288,9 @@ def pack_assessment(assessment: Assessment) -> RecordDict:
         assessment.name,
         validation=_pack_sums(assessment.validation),
         test=_pack_sums(assessment.test),
-        demand=None if demand is None else _numbers(unlabelled=demand.unlabelled, quantiles=list(demand.quantiles) or None),
+        demand=None
+        if demand is None
+        else _numbers(unlabelled=demand.unlabelled, units=demand.units, quantiles=list(demand.quantiles) or None),
         assessing=_numbers(seconds=assessment.seconds),
     )
 
@@ -294,7 +301,7 @@ def unpack_assessment(content: RecordDict) -> Assessment:
         name=_name(content),
         validation=_unpack_sums(content, "validation"),
         test=_unpack_sums(content, "test"),
-        demand=Demand(demand["unlabelled"], tuple(demand.get("quantiles", ()))) if demand else None,
+        demand=Demand(demand["unlabelled"], demand["units"], tuple(demand.get("quantiles", ()))) if demand else None,
         seconds=_metrics(content, "assessing").get("seconds"),
     )
 

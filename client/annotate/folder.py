@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.annotate.proposal import propose
+from client.annotate.proposal import Proposals
 from client.formats import FORMATS, classes_as_written
 from client.formats.image import FormatError, Image
 from client.plan import Plan
@@ -36,8 +36,9 @@ class Folder:
 
     name = "folder"
 
-    def __init__(self, site: Site, plan: Plan) -> None:
-        self._site, self._plan = site, plan
+    def __init__(self, site: Site, plan: Plan, *, run: str) -> None:
+        self._site = site
+        self._proposals = Proposals(site, plan, run=run)
         self._format = FORMATS[site.settings.format]
         self._image_name, self._ending = NAMES[site.settings.format]
         self._root = site.workspace / "worklist"
@@ -90,7 +91,7 @@ class Folder:
             self._format.write_image(
                 folder / self._image_name, image.voxels[index : index + 1], affine=affine, patient=image.patient
             )
-        proposal = propose(self._site, self._plan, request)
+        proposal = self._proposals.of(request)
         if proposal is not None:
             exported = self._exported(folder)
             path = folder / f"proposal.{self._ending}"

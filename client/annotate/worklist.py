@@ -21,7 +21,7 @@ from strategies.effort import Effort
 from strategies.query.choose import at_random
 from strategies.query.coordinate import most_typical_of
 from strategies.query.parse import parse_query
-from strategies.query.units import grouped, spread_out
+from strategies.query.units import grouped, spread_out, unit_of
 from strategies.randomness import numpy_rng
 from strategies.records import Choice, Scores, Selection
 
@@ -38,12 +38,12 @@ class Annotator(Protocol):
         """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
 
 
-ANNOTATORS: dict[str, Callable[[Site, Plan], Annotator]] = {"oracle": Oracle, "folder": Folder}
+ANNOTATORS: dict[str, Callable[..., Annotator]] = {"oracle": Oracle, "folder": Folder}
 
 
-def annotator_of(site: Site, plan: Plan) -> Annotator:
-    """The site's annotator, by the name in its settings."""
-    return ANNOTATORS[site.settings.annotator](site, plan)
+def annotator_of(site: Site, plan: Plan, *, run: str) -> Annotator:
+    """The site's annotator, by the name in its settings, for one message of a run."""
+    return ANNOTATORS[site.settings.annotator](site, plan, run=run)
 
 
 def carry_out(
@@ -86,7 +86,7 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     Raises:
         SiteFault: the labelled set did not grow by exactly the labels that came.
     """
-    annotator = annotator_of(site, plan)
+    annotator = annotator_of(site, plan, run=run)
     requests = site.store.open_requests()
     before = site.store.counts().get("labelled", 0)
     annotator.publish(requests)
@@ -124,7 +124,7 @@ def _select(
     if not unlabelled:
         return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
-    unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
+    units_of = {case.id: unit_of(case, plan.query.unit) for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
     strategy = strategy_of(plan, progress=progress)
     named = site.start_cases() if cycle == 0 else frozenset()
@@ -135,15 +135,15 @@ def _select(
     if scores is None:
         scores = unscored(unlabelled)
         if named:
-            choose = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
+            choose = partial(at_random, first={units_of[case.id] for case in unlabelled if case.id in named})
         else:
             site.log.warning("cycle %d: the pool was not scored, so its cases are chosen at random", cycle)
             choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
         return _chosen(choose, scores, cases, rng)
-    selection = _chosen(choose, grouped(scores, unit_of), cases, rng)
-    members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
+    selection = _chosen(choose, grouped(scores, units_of), cases, rng)
+    members = {c.case_id: [case.id for case in unlabelled if units_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)
 
 
@@ -161,19 +161,22 @@ def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centro
 def _chosen(
     choose: Callable[[Scores, int, np.random.Generator], Selection], scores: Scores, cases: int, rng: np.random.Generator
 ) -> Selection:
-    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, and of the pool.
+    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, of the pool, by finite scores.
 
     Raises:
-        SiteFault: it is not; names the case. A shortfall that went unnoticed would freeze the labelled set while the curve still
-            looks normal.
+        SiteFault: it is not, or the strategy fails in whatever way; names the case. A shortfall that went unnoticed would freeze
+            the labelled set while the curve still looks normal, and a choice made again elsewhere would be another strategy's.
     """
     try:
         selection = choose(scores, cases, rng)
-    except ValueError as error:
-        raise SiteFault("invariant-broken", str(error)) from error
+    except Exception as error:
+        raise SiteFault("invariant-broken", f"choosing {cases} cases failed: {type(error).__name__}: {error}") from error
     foreign = sorted(set(selection.case_ids) - set(scores.case_ids))
     if foreign:
         raise SiteFault("invariant-broken", f"case {foreign[0]} was chosen, which is not in the pool")
+    astray = [choice for choice in selection.choices if not np.isfinite(choice.score)]
+    if astray:
+        raise SiteFault("invariant-broken", f"case {astray[0].case_id} was chosen by the score {astray[0].score}: not finite")
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
         raise SiteFault("invariant-broken", f"{len(selection.choices)} cases were chosen of the {expected} asked for")

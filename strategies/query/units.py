@@ -12,22 +12,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.records import Choice, Scores, Selection
+from strategies.records import Case, Choice, Scores, Selection
 
 
-def grouped(scores: Scores, unit_of: Mapping[str, str]) -> Scores:
+def unit_of(case: Case, unit: str) -> str:
+    """The id of the unit that a case belongs to; `unit` is "slice", "volume" or "patient"."""
+    return {"slice": case.id, "volume": case.image, "patient": case.patient}[unit]
+
+
+def grouped(scores: Scores, units_of: Mapping[str, str]) -> Scores:
     """Scores of units from those of their cases: means of values and features, sums of pixels, foreground where any has some.
 
     Args:
         scores: of cases, N rows.
-        unit_of: case id to unit id, for each of them; a unit is of one patient.
+        units_of: case id to unit id, for each of them; a unit is of one patient.
 
     Returns:
         Scores with unit ids as `case_ids`, in ascending order; labelled features are as they were.
     """
-    units = sorted({unit_of[case] for case in scores.case_ids})
+    units = sorted({units_of[case] for case in scores.case_ids})
     row_of = {unit: row for row, unit in enumerate(units)}
-    rows = np.array([row_of[unit_of[case]] for case in scores.case_ids], dtype=np.int64)
+    rows = np.array([row_of[units_of[case]] for case in scores.case_ids], dtype=np.int64)
     counts = np.bincount(rows, minlength=len(units)).astype(np.float64)
 
     def total(array: NDArray[Any]) -> NDArray[np.float64]:

@@ -444,7 +444,7 @@ def test_sums_leave_with_the_number_of_their_patients_alone(bench: Bench) -> Non
     assert "it has no record behind" in said
 
 
-@pytest.mark.parametrize(("kind", "record"), [(KINDS, "behind"), (ANNOTATE, "effort")])
+@pytest.mark.parametrize(("kind", "record"), [(KINDS, "behind"), (ANNOTATE, "effort"), (TRAIN, "effort")])
 def test_what_few_patients_stand_behind_stays(bench: Bench, kind: str, record: str) -> None:
     content = honest(kind)
     content.metric_records[record]["patients"] = 4

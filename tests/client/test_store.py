@@ -112,6 +112,14 @@ def test_a_case_cannot_be_requested_twice_and_nothing_of_the_grant_stays(tmp_pat
 @pytest.mark.parametrize(
     ("statement", "told"),
     [
+        ("UPDATE cases SET state = 'unlabelled' WHERE state = 'test'", r"case q\.h\.0000 is unlabelled, .* of role test"),
+        ("UPDATE cases SET state = 'test' WHERE id = 'p1.i1.0002'", r"case p1\.i1\.0002 is test, .* of role pool"),
+        ("UPDATE images SET role = 'validation' WHERE id = 'h'", r"case q\.h\.0000 is test, .* of role validation"),
+        (
+            "UPDATE labels SET \"case\" = (SELECT id FROM cases WHERE state = 'requested')",
+            r"case p0\.i0\.0000 is requested, has a label",
+        ),
+        ("UPDATE requests SET \"case\" = 'p1.i1.0002' WHERE \"case\" = 'p0.i0.0000'", r"is requested, .* was not requested"),
         ("DELETE FROM cases WHERE state = 'test'", "slices of all images"),
         ("UPDATE cases SET state = 'labelled' WHERE state = 'requested'", "labels stored"),
         ("UPDATE cases SET state = 'unlabelled' WHERE state = 'requested'", "requests made"),
@@ -119,7 +127,9 @@ def test_a_case_cannot_be_requested_twice_and_nothing_of_the_grant_stays(tmp_pat
 )
 def test_a_pool_that_does_not_add_up_is_found(tmp_path: Path, statement: str, told: str) -> None:
     store = filled(tmp_path / "site.db")
-    store.request("run", 0, cases=1, choices=choices(store.cases("unlabelled")[0].id), tick=1)
+    first, second, *_ = [case.id for case in store.cases("unlabelled")]
+    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
+    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
     store.check_conserved()
     with store._engine.begin() as connection:
         connection.execute(text(statement))

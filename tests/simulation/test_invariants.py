@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests_support import events
 
 import client.app as client_app
+from client.annotate.oracle import Oracle
 from client.faults import SiteFault
 from client.look import Looked, looks
 from client.plan import Plan
@@ -21,7 +23,7 @@ from client.store import Store
 from simulation.run import simulate
 from strategies.query.parse import parse_query
 from strategies.query.strategy import Strategy
-from strategies.records import Choice, Selection
+from strategies.records import Choice, Scores, Selection
 
 Config = Callable[..., Path]
 ENTROPY = parse_query("entropy")
@@ -42,6 +44,26 @@ def a_strategy_that_chooses_twice(plan: Plan, *, progress: float) -> Strategy:
 
 def a_strategy_that_chooses_elsewhere(plan: Plan, *, progress: float) -> Strategy:
     return replace(ENTROPY, choose=lambda scores, cases, rng: Selection((Choice("a held-out case", 0.0, "it is easy"),)))
+
+
+def a_strategy_that_chooses_by_no_number(plan: Plan, *, progress: float) -> Strategy:
+    return replace(ENTROPY, choose=lambda scores, cases, rng: Selection((Choice(scores.case_ids[0], np.nan, "who knows"),)))
+
+
+def a_strategy_that_fails(plan: Plan, *, progress: float) -> Strategy:
+    def choose(scores: Scores, cases: int, rng: np.random.Generator) -> Selection:
+        raise IndexError(f"index {cases} is out of bounds")
+
+    return replace(ENTROPY, choose=choose)
+
+
+def a_strategy_that_loses_a_row(plan: Plan, *, progress: float) -> Strategy:
+    return replace(ENTROPY, finish=lambda columns: {name: column[1:] for name, column in columns.items()})
+
+
+def an_expert_who_looks_at_all_that_waits(self: Oracle, requests: Any, **_: Any) -> Any:
+    """Reads every label, and gives the first alone."""
+    return [(request, self.read(request.case)) for request in requests][:1]
 
 
 def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
@@ -88,6 +110,42 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "strategy entropy: case a held-out case was chosen, which is not in the pool",
         ),
         (
+            "carry_out",
+            "client.annotate.worklist.strategy_of",
+            a_strategy_that_chooses_by_no_number,
+            "invariant-broken",
+            "annotate",
+            2,
+            "was chosen by the score nan: not finite",
+        ),
+        (
+            "carry_out",
+            "client.annotate.worklist.strategy_of",
+            a_strategy_that_fails,
+            "invariant-broken",
+            "annotate",
+            2,
+            "strategy entropy: choosing 1 cases failed: IndexError: index 1 is out of bounds",
+        ),
+        (
+            "assess",
+            "client.app.strategy_of",
+            a_strategy_that_loses_a_row,
+            "invariant-broken",
+            "assess",
+            2,
+            "strategy entropy: values has 9 rows for 10 cases",
+        ),
+        (
+            "collect",
+            "client.annotate.oracle.Oracle.answers",
+            an_expert_who_looks_at_all_that_waits,
+            "invariant-broken",
+            "annotate",
+            1,
+            "strategy random (of the first request): 2 hidden labels were read, and 1 labels came; case ",
+        ),
+        (
             "collect",
             "client.store.Store.add_label",
             a_store_that_drops_labels,
@@ -97,7 +155,17 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "strategy random (of the first request): 2 labels came, but the labelled set grew from 0 to 0; case ",
         ),
     ],
-    ids=["scores that are not finite", "too few choices", "a case twice", "a case of no pool", "labels that get lost"],
+    ids=[
+        "scores that are not finite",
+        "too few choices",
+        "a case twice",
+        "a case of no pool",
+        "a choice by no number",
+        "a choice that fails",
+        "a score that is missing",
+        "hidden labels read in vain",
+        "labels that get lost",
+    ],
 )
 def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
     tiny_config: Config,

@@ -15,7 +15,7 @@ from strategies.records import Demand
 
 def told(pools: dict[str, int | None], **quantiles: tuple[float, ...]) -> Pools:
     """What sites with these pools tell."""
-    return {site: None if pool is None else Demand(pool, quantiles.get(site, ())) for site, pool in pools.items()}
+    return {site: None if pool is None else Demand(pool, pool, quantiles.get(site, ())) for site, pool in pools.items()}
 
 
 pools = st.dictionaries(st.text("ABCDE", min_size=1, max_size=3), st.integers(0, 60), max_size=8)
@@ -56,16 +56,27 @@ def test_small_pools_leave_the_rest_to_the_others() -> None:
     assert proportional(told({"A": 2, "B": 3}), per_site=10) == {"A": 2, "B": 3}
 
 
-def test_a_withheld_pool_works_with_fixed_alone() -> None:
-    assert fixed(told({"A": None, "B": 3}), per_site=5) == {"A": 5, "B": 3}
-    with pytest.raises(ValueError, match=r'A shared none: set budget\.rule = "fixed"'):
-        proportional(told({"A": None, "B": 3}), per_site=5)
+@given(pools=st.dictionaries(st.sampled_from("ABCDEF"), st.integers(0, 40), max_size=6), per_site=st.integers(0, 20))
+@pytest.mark.parametrize("rule", BUDGETS)
+def test_a_site_of_unknown_pool_gets_the_equal_share_and_the_others_what_they_would_without_it(
+    rule: str, pools: dict[str, int], per_site: int
+) -> None:
+    known = BUDGETS[rule](told({**pools}), per_site=per_site, floor=0.5)
+    assert BUDGETS[rule](told({"X": None, **pools}), per_site=per_site, floor=0.5) == {"X": per_site, **known}
+
+
+def test_pools_are_counted_in_units() -> None:
+    """A has 2 volumes of 20 slices each: more than 2 volumes granted there would be lost to B."""
+    demands = {"A": Demand(40, 2, (0.9,)), "B": Demand(40, 20, (0.1,))}
+    assert fixed(demands, per_site=8) == {"A": 2, "B": 8}
+    assert proportional(demands, per_site=8) == {"A": 1, "B": 15}
+    assert adaptive(demands, per_site=8, floor=0.5) == {"A": 2, "B": 14}
 
 
 @pytest.mark.parametrize("rule", BUDGETS.values(), ids=BUDGETS)
 def test_negative_numbers_are_refused(rule: object) -> None:
     assert callable(rule)
-    with pytest.raises(ValueError, match="-1 cases per site"):
+    with pytest.raises(ValueError, match="-1 per site"):
         rule(told({"A": 3}), per_site=-1, floor=0.5)
     with pytest.raises(ValueError, match="site A reports a pool of -3"):
         rule(told({"A": -3}), per_site=1, floor=0.5)
@@ -86,7 +97,7 @@ quantiles = st.lists(st.floats(-2, 3), min_size=5, max_size=5).map(lambda q: tup
 def test_adaptive_spends_everything_within_the_pools_and_keeps_its_floor(
     pools: dict[str, tuple[int, tuple[float, ...]]], per_site: int, floor: float
 ) -> None:
-    demands = {site: Demand(*pool) for site, pool in pools.items()}
+    demands = {site: Demand(pool, pool, tops) for site, (pool, tops) in pools.items()}
     grants = adaptive(demands, per_site=per_site, floor=floor)
     assert list(grants) == list(demands)
     assert sum(grants.values()) == min(per_site * len(demands), sum(demand.unlabelled for demand in demands.values()))
