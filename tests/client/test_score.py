@@ -1,13 +1,21 @@
-"""What a site tells of its scores: numbers over enough cases of enough patients, and finite ones alone."""
+"""What a site finds of its pool and of what is annotated, and what it tells: over enough cases of enough patients, and finite."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
-from client.score import demand_of
-from strategies.records import Scores
+from client.plan import Plan, network_with
+from client.score import demand_of, score, strategy_of
+from client.site import Site, Slices
+from strategies.networks import forward_traced
+from strategies.records import Choice, Scores, Weights
 from strategies.wire import QUANTILES
+
+Make = Callable[..., tuple[Site, Plan, Weights]]
 
 
 def scores(*, cases: int, patients: int) -> Scores:
@@ -39,3 +47,40 @@ def test_scores_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     with pytest.raises(FloatingPointError, match=f"{name}.* is not finite: the model diverged") as caught:
         Scores(["a", "b"], ["p", "q"], **{name: array})
     assert ("case b" in str(caught.value)) == (name != "labelled_features"), "the case is named where it is one of the pool"
+
+
+def request_one(site: Site) -> None:
+    """A case more that experts are asked for, and have not answered yet."""
+    case = site.store.cases("unlabelled")[0]
+    site.store.request("r", 1, cases=1, choices=[Choice(case.id, 0.0, "as a test")], tick=2)
+
+
+def test_who_keeps_away_from_annotated_cases_is_shown_those_that_are_asked_for_too(joined: Make) -> None:
+    site, plan, weights = joined('query.strategy="coreset"')
+    request_one(site)
+    network = network_with(plan, weights).eval()
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1)
+    slices = Slices(site, plan.preprocess)
+    with torch.inference_mode():
+        for told, states in ((found.features, ("unlabelled",)), (found.labelled_features, ("labelled", "requested"))):
+            expected = forward_traced(network, slices.take(site.store.cases(*states))).features
+            assert told is not None
+            np.testing.assert_allclose(told, expected.numpy(), atol=1e-5)
+    assert found.labelled_features is not None
+    assert len(found.labelled_features) == 3
+
+
+@pytest.mark.parametrize("name", ["typiclust", "probcover"])
+def test_before_training_too(joined: Make, name: str) -> None:
+    site, plan, _ = joined(f'query.strategy="{name}"')
+    request_one(site)
+    found = score(site, plan, strategy_of(plan), {}, cycle=1)
+    assert found.features is not None
+    assert found.labelled_features is not None
+    assert len(found.labelled_features) == 3
+    assert found.labelled_features.shape[1] == found.features.shape[1]
+
+
+def test_others_are_shown_the_pool_alone(joined: Make) -> None:
+    site, plan, weights = joined()
+    assert score(site, plan, strategy_of(plan), {"global": network_with(plan, weights)}, cycle=1).labelled_features is None

@@ -100,6 +100,13 @@ def test_a_case_whose_likes_are_chosen_is_passed_over_but_one_with_few_likes_is_
     assert feal(scores, 4, np.random.default_rng(0)).case_ids == ["00", "07", "08", "09"]
 
 
+@pytest.mark.parametrize(("cosine", "chosen"), [(0.8, 7), (0.9, 1)])
+def test_alike_is_a_cosine_above_085(cosine: float, chosen: int) -> None:
+    """Seven cases, each as like any other: a direction that all share, and one of its own."""
+    features = np.hstack([np.full((7, 1), cosine**0.5), (1 - cosine) ** 0.5 * np.eye(7)]).astype(np.float32)
+    assert len(relaxed(features, np.arange(7), 7)[0]) == chosen
+
+
 def test_a_shortfall_is_filled_by_score() -> None:
     features = np.ones((8, 2), dtype=np.float32)
     values = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.4, 0.6])
