@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from strategies.query.parse import parse_query
 from strategies.query.reduce import mean_over_pixels, predicted_pixels, with_border
 from strategies.query.uncertainty import bald, entropy, least_confidence, margin, vote_entropy
+from strategies.records import Scores
 
 
 def probabilities(seed: int, *shape: int, sharpness: float = 2.0) -> Tensor:
@@ -102,6 +104,18 @@ def test_bald_is_never_negative_by_rounding() -> None:
     same = probabilities(0, 1, 2, 3, 32, 32).expand(7, -1, -1, -1, -1)
     assert (bald(same) >= 0).all()
     assert bald(same).max() < 1e-5
+
+
+@pytest.mark.parametrize("members", range(2, 65))
+def test_members_who_agree_have_a_vote_entropy_of_nothing_and_can_be_drawn_by_it(members: int) -> None:
+    """However many they are, and so for one model's passes as for two models'."""
+    unanimous = probabilities(1, 1, 3, 3, 4, 4).expand(members, -1, -1, -1, -1)
+    assert (vote_entropy(unanimous) == 0).all()
+    divided = probabilities(2, members, 3, 3, 4, 4)
+    pool = torch.cat([unanimous[:, :1], divided[:, 1:]], dim=1)
+    values = mean_over_pixels(vote_entropy(pool), torch.ones(3, 4, 4, dtype=torch.bool))
+    choose = parse_query("vote_entropy+power", passes=members).choose
+    assert len(choose(Scores(list("abc"), ["p"] * 3, values=values), 3, np.random.default_rng(0)).choices) == 3
 
 
 @pytest.mark.parametrize("pixel", [bald, vote_entropy])
