@@ -64,13 +64,14 @@ def test_badge_goes_on_from_what_is_chosen() -> None:
 
 
 def test_feal_still_knows_whose_neighbours_may_not_be_chosen() -> None:
-    """Five alike of one patient, a copy of theirs, and one unlike: the copy waits, though four of its likes are out."""
-    features = np.array([[1.0, 0.0]] * 6 + [[0.0, 1.0]], dtype=np.float32)
-    values = np.arange(7, 0, -1.0)
-    scores = Scores([f"{i}" for i in range(7)], ["p"] * 5 + ["q", "r"], values=values, features=features)
-    choices = parse_query("feal+cap", per_patient=1).choose(scores, 3, np.random.default_rng(0)).choices
-    assert [choice.case_id for choice in choices] == ["0", "6", "5"]
-    assert ["none alike" in choice.reason for choice in choices] == [True, True, False]
+    """Five alike of one patient, who is then out, a copy of theirs, and one unlike: the copy still has five likes, and waits."""
+    alike, other, unlike = np.eye(3, dtype=np.float32)
+    features = np.stack([alike, other, alike, alike, alike, alike, alike, unlike])
+    values = np.arange(8, 0, -1.0)
+    scores = Scores([f"{i}" for i in range(8)], ["p"] * 6 + ["q", "r"], values=values, features=features)
+    choices = parse_query("feal+cap", per_patient=1).choose(scores, 2, np.random.default_rng(0)).choices
+    assert [choice.case_id for choice in choices] == ["0", "7"]
+    assert all("none alike" in choice.reason for choice in choices)
 
 
 def test_logo_takes_another_kind_than_those_of_the_batch() -> None:
