@@ -100,9 +100,12 @@ def d2_sampling(
 
 
 def _look(seen: Seen) -> Columns:
-    model = list(seen.logits)[-1]
-    embedding = gradient_embedding(seen.logits[model][0], seen.taken[model], seen.inside, kernel_px=seen.kernel_px)
-    return {"features": embedding.float().cpu().numpy()}
+    """Of two models gradients side by side: D² is then the sum of both models'."""
+    gradients = [
+        gradient_embedding(logits[0], seen.taken[model], seen.inside, kernel_px=seen.kernel_px)
+        for model, logits in seen.logits.items()
+    ]
+    return {"features": torch.cat(gradients, dim=1).float().cpu().numpy()}
 
 
 BADGE = Strategy("badge", badge, look=_look)

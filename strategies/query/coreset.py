@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -80,7 +81,8 @@ def _from_mean(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _look(seen: Seen) -> Columns:
-    return {"features": list(seen.features.values())[-1].float().cpu().numpy()}
+    """Of two models features side by side: D² is then the sum of both models'."""
+    return {"features": torch.cat(list(seen.features.values()), dim=1).float().cpu().numpy()}
 
 
 CORESET = Strategy("coreset", coreset, look=_look, labelled=True)

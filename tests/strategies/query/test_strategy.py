@@ -124,6 +124,15 @@ def test_badge_takes_gradients_of_the_model_that_is_asked(model: Model) -> None:
         np.testing.assert_allclose(found[case, :, :, 1, 1], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["coreset", "badge"])
+def test_of_two_models_both_say_how_far_cases_are_apart(name: str) -> None:
+    of = seen("global", "local")
+    of_both, of_each = looked(name, of)["features"], [looked(name, of.only(model))["features"] for model in ("global", "local")]
+    squares = [((features[0] - features[1]) ** 2).sum() for features in (of_both, *of_each)]
+    assert squares[0] == pytest.approx(squares[1] + squares[2], rel=1e-5)
+    assert min(squares) > 0
+
+
 @pytest.mark.parametrize("name", ["typiclust", "probcover"])
 def test_before_training_sams_embeddings_are_compared(name: str) -> None:
     of = seen()
