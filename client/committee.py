@@ -91,7 +91,7 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
 
 def own_balance(site: Site, plan: Plan, cases: Sequence[Case]) -> float:
     """How level classes are in labels of this site: foreground classes, or with a single one it and the background."""
-    counts = class_pixels(Slices(site, plan.preprocess), cases, classes=len(plan.classes))
+    counts = class_pixels(Slices(site, plan.preprocess), cases, classes=len(plan.classes)).sum(axis=0)
     return balance(counts[1:].tolist() if len(counts) > 2 else counts.tolist())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from client.plan import Plan, network_with
 from client.score import demand_of, score, strategy_of
@@ -84,3 +85,45 @@ def test_before_training_too(joined: Make, name: str) -> None:
 def test_others_are_shown_the_pool_alone(joined: Make) -> None:
     site, plan, weights = joined()
     assert score(site, plan, strategy_of(plan), {"global": network_with(plan, weights)}, cycle=1).labelled_features is None
+
+
+def blank(network: nn.Module) -> nn.Module:
+    """The network, but that it sees background everywhere."""
+    network.register_forward_hook(lambda _module, _images, logits: logits * 0 + torch.tensor([9.0, 0.0, 0.0])[:, None, None])
+    return network
+
+
+def test_slices_next_to_an_annotated_structure_are_its_border(joined: Make) -> None:
+    """Where the model sees nothing at all; every slice that experts annotate here shows a structure."""
+    site, plan, weights = joined('query.strategy="random_fg"')
+    known = {(case.image, case.index) for case in site.store.cases("labelled")}
+    found = score(site, plan, strategy_of(plan), {"global": blank(network_with(plan, weights))}, cycle=1).foreground
+    assert found is not None
+    for case, border in zip(site.store.cases("unlabelled"), found, strict=True):
+        assert border == bool(known & {(case.image, case.index + step) for step in (-1, 1)})
+    assert found.any()
+    assert not found.all()
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_of_a_slice_that_waits_for_an_expert_the_model_says_whether_it_shows_one(joined: Make, sees: bool) -> None:
+    site, plan, weights = joined('query.strategy="random_fg"', labels=0)
+    request_one(site)
+    (waiting,) = site.store.cases("requested")
+    only = Slices(site, plan.preprocess).take([waiting])
+    network = network_with(plan, weights)
+
+    def answer(_module: nn.Module, images: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """Foreground in the slice that waits alone."""
+        asked = (images[0] == only).flatten(1).all(1) & sees
+        return (
+            logits * 0
+            + torch.where(asked[:, None], torch.tensor([0.0, 9.0, 0.0]), torch.tensor([9.0, 0.0, 0.0]))[..., None, None]
+        )
+
+    network.register_forward_hook(answer)
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1).foreground
+    assert found is not None
+    border = [case for case, near in zip(site.store.cases("unlabelled"), found, strict=True) if near]
+    assert bool(border) == sees
+    assert all(case.image == waiting.image and abs(case.index - waiting.index) == 1 for case in border)

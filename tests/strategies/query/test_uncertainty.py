@@ -165,3 +165,9 @@ def test_border_is_the_next_slice_of_the_same_image() -> None:
     foreground = np.array([False, False, True, False, False, False])
     expected = [False, True, True, True, False, False]  # slice 2 and 4 of image b have no neighbour of their own image
     assert with_border(foreground, images=images, indices=indices).tolist() == expected
+
+
+def test_border_is_also_next_to_slices_that_have_left_the_pool() -> None:
+    nothing = np.zeros(3, dtype=bool)
+    found = with_border(nothing, images=["a", "a", "b"], indices=[1, 4, 3], elsewhere=[("a", 2), ("c", 4)])
+    assert found.tolist() == [True, False, False]
