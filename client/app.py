@@ -174,7 +174,7 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     strategy = strategy_of(plan, progress=request.progress)
     models = committee(site, plan, strategy, request, of_federation=network)
     if models is None:
-        site.log.warning(f"cycle {request.cycle}: {plan.query.strategy} needs this site's own model, and none was trained")
+        site.log.warning(f"cycle {request.cycle}: {plan.query.strategy} needs this site's own model, and none was trained last")
         scores = unscored(site.store.cases("unlabelled"))
     else:
         scores = score(site, plan, strategy, models, cycle=request.cycle)

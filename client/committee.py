@@ -35,8 +35,8 @@ def committee(
 ) -> dict[Model, nn.Module] | None:
     """The models that score, in the order in which they are read; empty where the strategy asks none.
 
-    None where one is missing: the site was away in the last round, or has no label to train on. Who scores without it would
-    be another strategy.
+    None where one is missing: the site was away in the cycle's last round, or has no label to train on. Who scored without it, or
+    with one that the federation has left rounds behind, would be another strategy.
 
     Args:
         of_federation: the global model, on the site's device.
@@ -47,7 +47,7 @@ def committee(
     models: dict[Model, nn.Module] = {"global": of_federation}
     if "local" in wanted:
         local = load_models(site.workspace / "models" / "local.safetensors")
-        if local is None or (local.run, local.cycle) != (request.run, request.cycle):
+        if local is None or not local.is_of(run=request.run, cycle=request.cycle, round=plan.train.rounds_per_cycle):
             return None
         models["local"] = network_with(plan, parts_of(local.model).specialist).to(site.device)
     if "local_only" in wanted:
@@ -91,7 +91,7 @@ def _heard(site: Site, plan: Plan, models: Mapping[Model, nn.Module], *, mean_ba
 
 def own_balance(site: Site, plan: Plan, cases: Sequence[Case]) -> float:
     """How level classes are in labels of this site: foreground classes, or with a single one it and the background."""
-    counts = class_pixels(Slices(site, plan.preprocess), cases, classes=len(plan.classes))
+    counts = class_pixels(Slices(site, plan.preprocess), cases, classes=len(plan.classes)).sum(axis=0)
     return balance(counts[1:].tolist() if len(counts) > 2 else counts.tolist())
 
 

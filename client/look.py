@@ -51,17 +51,18 @@ def looks(
 
 
 def class_pixels(slices: Slices, cases: Sequence[Case], *, classes: int) -> NDArray[np.float64]:
-    """(C+1,) pixels of each class in the masks that experts gave of labelled cases, background first, padding left out.
+    """(N, C+1) pixels of each class in the masks that experts gave of N labelled cases, background first, padding left out.
 
     On the network's grid, as predictions are counted, so that the two can be added up.
     """
-    counts = torch.zeros(classes + 1, dtype=torch.int64)
+    counts = np.zeros((len(cases), classes + 1))
     for start in range(0, len(cases), BATCH):
         some = cases[start : start + BATCH]
         masks = slices.labels(some)
-        drawn = masks[_inside(slices, some, side=masks.shape[-1])].long()
-        counts += torch.bincount(drawn[drawn <= classes], minlength=classes + 1)
-    return counts.double().numpy()
+        pixels = _inside(slices, some, side=masks.shape[-1])
+        for class_ in range(classes + 1):
+            counts[start : start + BATCH, class_] = ((masks == class_) & pixels).sum((1, 2)).numpy()
+    return counts
 
 
 def _seen(

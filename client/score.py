@@ -42,7 +42,8 @@ def strategy_of(plan: Plan, *, progress: float = 0.0) -> Strategy:
 def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.Module], *, cycle: int) -> Scores:
     """Scores of all unlabelled cases by a committee of `models` (`client/committee.py`); those that need none take none.
 
-    Dropout passes are seeded by the cycle. Pixels of the padding do not count.
+    Dropout passes are seeded by the cycle. Pixels of the padding do not count. Foreground next to a case counts wherever it is:
+    what the model sees in the pool and in cases that wait for an expert, and what experts have drawn in labelled ones.
 
     Raises:
         SiteFault: a score is missing or not finite; a choice without it would be another strategy's.
@@ -50,33 +51,39 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     cases = site.store.cases("unlabelled")
     labelled = site.store.cases("labelled", "requested") if strategy.labelled else []
     slices = Slices(site, plan.preprocess)
-    counts = np.zeros(1)
-    if strategy.look is not None:
-        counts = class_pixels(slices, site.store.cases("labelled"), classes=len(plan.classes))
+    annotated = site.store.cases("labelled") if strategy.look is not None else []
+    drawn = class_pixels(slices, annotated, classes=len(plan.classes))
+    pixels: list[float] = drawn.sum(axis=0).tolist()
     with torch.inference_mode(), torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, cycle, "dropout passes"))
 
         def columns(of: Sequence[Case]) -> Columns:
             parts: list[Columns] = []
             if strategy.look is not None:
-                seen = looks(site, plan, slices, of, strategy=strategy, models=models, labelled_pixels=counts.tolist())
+                seen = looks(site, plan, slices, of, strategy=strategy, models=models, labelled_pixels=pixels)
                 parts = [strategy.look(batch) for _, batch in seen]
             return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
         found = columns(cases)
         known = columns(labelled).get("features")
+        waiting = site.store.cases("requested") if "foreground" in found else []
+        expected = columns(waiting).get("foreground", ())
     if found:
         found = strategy.finish(found)
     if "foreground" in found:
+        beside = [*zip(annotated, drawn[:, 1:].sum(axis=1).tolist(), strict=True), *zip(waiting, expected, strict=True)]
         found["foreground"] = with_border(
-            found["foreground"], images=[case.image for case in cases], indices=[case.index for case in cases]
+            found["foreground"],
+            images=[case.image for case in cases],
+            indices=[case.index for case in cases],
+            elsewhere=[(case.image, case.index) for case, shows in beside if shows],
         )
     try:
         return Scores(
             case_ids=[case.id for case in cases],
             patients=[case.patient for case in cases],
             labelled_features=known,
-            labelled_pixels=counts[1:],
+            labelled_pixels=np.array(pixels[1:]) if strategy.look is not None else None,
             **found,
         )
     except (FloatingPointError, ValueError) as error:

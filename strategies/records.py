@@ -43,6 +43,8 @@ class Scores:
         predicted_pixels: (N, C) float64, pixels of each foreground class that the model predicts.
         labelled_features: (L, F) float32 features of the labelled cases.
         labelled_pixels: (C,) float64, pixels of each foreground class in the labelled cases.
+        chosen_features: (B, F) float32, of cases chosen before in the same batch, which are no rows of the above any more.
+        closed_features: (X, F) float32, of cases of the pool that may not be chosen in this batch (`query/cap.py`).
 
     Raises:
         ValueError: ids out of order or twice, or rows of another number than there are cases.
@@ -58,9 +60,11 @@ class Scores:
     predicted_pixels: NDArray[np.float64] | None = None
     labelled_features: NDArray[np.float32] | None = None
     labelled_pixels: NDArray[np.float64] | None = None
+    chosen_features: NDArray[np.float32] | None = None
+    closed_features: NDArray[np.float32] | None = None
 
     OF_CASES: ClassVar[tuple[str, ...]] = ("values", "by_class", "features", "foreground", "predicted_pixels")
-    OF_LABELS: ClassVar[tuple[str, ...]] = ("labelled_features", "labelled_pixels")
+    OF_LABELS: ClassVar[tuple[str, ...]] = ("labelled_features", "labelled_pixels", "chosen_features", "closed_features")
 
     def __post_init__(self) -> None:
         n = len(self.case_ids)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from strategies.query.choose import size_of_choice
 from strategies.query.strategy import Columns, Seen, Strategy
+from strategies.query.vectors import to_nearest
 from strategies.records import Choice, Scores, Selection
 
 
@@ -47,10 +48,11 @@ def badge(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
     if scores.features is None:
         raise ValueError("badge needs the gradients of the pool, and none were computed")
     count = size_of_choice(scores, count)
-    rows, distances = d2_sampling(scores.features, count, rng)
+    drawn = scores.chosen_features
+    rows, distances = d2_sampling(scores.features, count, rng, drawn=drawn)
     choices = []
     for n, (row, distance) in enumerate(zip(rows, distances, strict=True)):
-        if n == 0:
+        if n == 0 and drawn is None:
             reason = f"teaches most by what the model now believes: gradient {distance:.3g}"
         else:
             reason = f"teaches something else than those before: gradients {distance:.3g} apart"
@@ -59,7 +61,11 @@ def badge(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
 
 
 def d2_sampling(
-    features: NDArray[np.floating], count: int, rng: np.random.Generator
+    features: NDArray[np.floating],
+    count: int,
+    rng: np.random.Generator,
+    *,
+    drawn: NDArray[np.floating] | None = None,
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Rows in the order drawn: first the longest, then each with a chance in proportion to D², the squared distance to the
     nearest drawn before. O(N · count · F).
@@ -68,16 +74,17 @@ def d2_sampling(
 
     Args:
         features: (N, F), `count` ≤ N.
+        drawn: (D, F) with D ≥ 1, rows drawn already, which others follow; None to begin.
 
     Returns:
-        Rows (count,), and the distance of each to the nearest before; the length of the first.
+        Rows (count,), and the distance of each to the nearest before; the length of one that begins.
     """
     points = np.asarray(features, dtype=np.float64)
     rows, distances = np.empty(count, dtype=np.intp), np.empty(count)
-    nearest = np.full(len(points), np.inf)
+    nearest = np.full(len(points), np.inf) if drawn is None else to_nearest(points, drawn) ** 2
     left = np.ones(len(points), dtype=bool)
     for n in range(count):
-        if n == 0:
+        if n == 0 and drawn is None:
             lengths = np.einsum("nf,nf->n", points, points)
             row = int(rng.choice(np.flatnonzero(lengths == lengths.max())))
             distances[n] = np.sqrt(lengths[row])
@@ -93,9 +100,12 @@ def d2_sampling(
 
 
 def _look(seen: Seen) -> Columns:
-    model = list(seen.logits)[-1]
-    embedding = gradient_embedding(seen.logits[model][0], seen.taken[model], seen.inside, kernel_px=seen.kernel_px)
-    return {"features": embedding.float().cpu().numpy()}
+    """Of two models gradients side by side: D² is then the sum of both models'."""
+    gradients = [
+        gradient_embedding(logits[0], seen.taken[model], seen.inside, kernel_px=seen.kernel_px)
+        for model, logits in seen.logits.items()
+    ]
+    return {"features": torch.cat(gradients, dim=1).float().cpu().numpy()}
 
 
 BADGE = Strategy("badge", badge, look=_look)

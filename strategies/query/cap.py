@@ -22,6 +22,8 @@ def capped(
 ) -> Selection:
     """What `choose` takes, but no more than `cap` cases of a patient; it chooses again among the others for those refused.
 
+    It then knows what is chosen already, and what else is in the pool, so that it goes on rather than begins anew.
+
     Where only patients at the cap are left, the cap rises by one, so that the grant is met, and the reason says so.
 
     Raises:
@@ -49,10 +51,20 @@ def capped(
 
 
 def _beside(scores: Scores, left: list[str], chosen: list[str]) -> Scores:
-    """Those that are left; what keeps its distance from labelled cases keeps it from the chosen ones too."""
+    """Those that are left, and what has been chosen and closed beside them; a chosen case counts as an annotated one."""
     among = scores.among(left)
-    if scores.labelled_features is None or not chosen:
+    if not chosen:
         return among
-    features = scores.among(sorted(chosen)).features
-    assert features is not None
-    return replace(among, labelled_features=np.concatenate([scores.labelled_features, features]))
+    taken, closed = scores.among(chosen), scores.among(set(scores.case_ids) - {*left, *chosen})
+    if taken.features is not None:
+        known = taken.features[:0] if scores.labelled_features is None else scores.labelled_features
+        among = replace(
+            among,
+            chosen_features=taken.features,
+            closed_features=closed.features,
+            labelled_features=np.concatenate([known, taken.features]),
+        )
+    if taken.predicted_pixels is not None:
+        shown = taken.predicted_pixels.sum(axis=0)
+        among = replace(among, labelled_pixels=shown if scores.labelled_pixels is None else scores.labelled_pixels + shown)
+    return among

@@ -15,6 +15,7 @@ from torch import Tensor
 from strategies.query.choose import best_first, size_of_choice
 from strategies.query.reduce import mean_over_pixels
 from strategies.query.strategy import Columns, Seen, Strategy
+from strategies.query.vectors import unit_length
 from strategies.records import Choice, Scores, Selection
 
 NEIGHBOURS = 5
@@ -22,9 +23,11 @@ SIMILAR = 0.85
 """A case is passed over where so many are so similar to it, by cosine, and one of them is chosen."""
 
 _WALKED = 10
-"""Candidates that are looked at for each case that is asked for; beyond them a shortfall is filled by score."""
+"""Candidates whose neighbours are looked for, for each case that is asked for; beyond them one is taken where it is like none
+chosen, which can be told without them."""
 
 _BLOCK = 256
+_NONE = np.empty(0, dtype=np.intp)
 
 
 def epistemic(alpha: Tensor) -> Tensor:
@@ -45,6 +48,9 @@ def evidential_scores(
 ) -> NDArray[np.float64]:
     """Of cases (N,): the epistemic uncertainty, scaled to [0, 1] over the pool, times both models' aleatoric one.
 
+    Each is a case's mean over pixels: a score is a product of means, and not the mean of pixels' products, which would have to be
+    scaled by the most extreme pixels of the pool.
+
     Where all cases have the same epistemic uncertainty it tells nothing, and the others decide: it counts as 1.
     """
     low, high = (epistemic_.min(), epistemic_.max()) if len(epistemic_) else (0.0, 0.0)
@@ -53,7 +59,9 @@ def evidential_scores(
 
 
 def feal(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
-    """The highest scores, passing over what is among the likes of a case that is chosen already.
+    """The highest scores, passing over what is among the likes of a case that is chosen already; these fill a shortfall.
+
+    Neighbours are looked for in the whole pool, among cases as well that are chosen or closed before in the same batch.
 
     Raises:
         ValueError: scores or features are missing.
@@ -62,11 +70,13 @@ def feal(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
         raise ValueError("feal needs scores and the local model's features of the pool, and they were not computed")
     count = size_of_choice(scores, count)
     order = best_first(scores.values, rng)
-    rows, passed = relaxed(scores.features, order, count)
+    beside = [told for told in (scores.chosen_features, scores.closed_features) if told is not None]
+    unit = unit_length(np.concatenate([scores.features, *beside]))
+    before = len(order) + np.arange(0 if scores.chosen_features is None else len(scores.chosen_features))
+    rows = relaxed(unit, order, count, before=before)
     already = set(rows)
     fill = [row for row in order.tolist() if row not in already][: count - len(rows)]
-    told = f"{passed} alike passed over" if passed else "none alike chosen before it"
-    why = {**dict.fromkeys(rows, told), **dict.fromkeys(fill, "to fill up, though one alike is chosen")}
+    why = {**_likeness(unit, rows, before), **dict.fromkeys(fill, "to fill up, though one alike is chosen")}
     return Selection(
         tuple(
             Choice(
@@ -79,34 +89,50 @@ def feal(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
     )
 
 
-def relaxed(features: NDArray[np.floating], order: NDArray[np.intp], count: int) -> tuple[list[int], int]:
-    """Rows chosen in `order`, and how many were passed over: `count` rows, or fewer where too many are alike.
+def relaxed(unit: NDArray[np.float32], order: NDArray[np.intp], count: int, *, before: NDArray[np.intp] = _NONE) -> list[int]:
+    """Rows chosen in `order`: `count` of them, or fewer where too many are alike.
 
     A candidate is passed over only if it has `NEIGHBOURS` neighbours with a cosine above `SIMILAR` and one of the nearest
-    `NEIGHBOURS` is chosen. At most `_WALKED` · `count` candidates are looked at: O(N · count · F).
+    `NEIGHBOURS` is chosen. Of candidates after the first `_WALKED` · `count` those alone are taken that are like none chosen, who
+    have no such neighbour for certain. So the time is O(N · count · F), however many are alike.
 
     Args:
-        features: (N, F) of the pool.
-        order: its rows, best first.
+        unit: (N, F) of the pool, of unit length.
+        order: rows that may be chosen, best first.
+        before: rows that are chosen already.
     """
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
     chosen: list[int] = []
     is_chosen = np.zeros(len(unit), dtype=bool)
-    passed = 0
-    walk = order[: _WALKED * count]
+    is_chosen[before] = True
+    walk, later = order[: _WALKED * count], order[_WALKED * count :]
     for start in range(0, len(walk), _BLOCK):
         block = walk[start : start + _BLOCK]
         near = _neighbours(unit, block)
         for row, neighbours in zip(block.tolist(), near, strict=True):
             if len(chosen) == count:
-                return chosen, passed
+                return chosen
             if len(neighbours) == NEIGHBOURS and is_chosen[neighbours].any():
-                passed += 1
                 continue
             chosen.append(row)
             is_chosen[row] = True
-    return chosen, passed
+    alike = np.zeros(len(unit), dtype=bool)
+    for row in np.flatnonzero(is_chosen).tolist() if len(chosen) < count else ():
+        alike |= unit @ unit[row] > SIMILAR
+    for row in later.tolist():
+        if len(chosen) == count:
+            break
+        if not alike[row]:
+            chosen.append(row)
+            alike |= unit @ unit[row] > SIMILAR
+    return chosen
+
+
+def _likeness(unit: NDArray[np.float32], rows: list[int], before: NDArray[np.intp]) -> dict[int, str]:
+    """Of each of `rows`, whether one before it is like it: the row itself can be right, as one of few or with nearer ones."""
+    together = np.concatenate([before, np.array(rows, dtype=np.intp)])
+    alike = np.tril(unit[together] @ unit[together].T > SIMILAR, k=-1).any(axis=1)[len(before) :]
+    few = "one alike is chosen, but few are, or others are more so"
+    return {row: few if like else "none alike chosen before it" for row, like in zip(rows, alike.tolist(), strict=True)}
 
 
 def _neighbours(unit: NDArray[np.float32], rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:

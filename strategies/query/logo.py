@@ -31,6 +31,8 @@ def unsure_features(probabilities: Tensor, features: Tensor, inside: Tensor) -> 
 def logo(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
     """The most uncertain case of each of `count` clusters, best first; a shortfall is filled by uncertainty.
 
+    Cases chosen before in the same batch have a cluster each as well, and from theirs no other is taken before the shortfall.
+
     Raises:
         ValueError: scores or features are missing.
     """
@@ -40,10 +42,13 @@ def logo(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
     if count == 0:
         return Selection(())
     order = best_first(scores.values, rng)
-    cluster = _clusters(scores.features, count, rng)
+    before = scores.features[:0] if scores.chosen_features is None else scores.chosen_features
+    cluster = _clusters(np.concatenate([scores.features, before]), count + len(before), rng)
     first: dict[int, int] = {}
+    taken = set(cluster[len(order) :].tolist())
     for row in order.tolist():
-        first.setdefault(int(cluster[row]), row)
+        if int(cluster[row]) not in taken and len(first) < count:
+            first.setdefault(int(cluster[row]), row)
     sizes = np.bincount(cluster)
     rows = list(first.values())
     heads = set(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -31,17 +31,24 @@ def predicted_pixels(probabilities: Tensor, inside: Tensor) -> NDArray[np.float6
     return found
 
 
-def with_border(foreground: NDArray[np.bool_], *, images: Sequence[str], indices: Sequence[int]) -> NDArray[np.bool_]:
+def with_border(
+    foreground: NDArray[np.bool_],
+    *,
+    images: Sequence[str],
+    indices: Sequence[int],
+    elsewhere: Iterable[tuple[str, int]] = (),
+) -> NDArray[np.bool_]:
     """Adds the slices next to a foreground slice of the same image: where a structure ends, and a model errs most.
 
     Args:
         foreground: (N,) bool, one for each case.
         images: N images that the cases are slices of.
         indices: N positions of the slices in their images; only differences of 1 are neighbours.
+        elsewhere: image and position of foreground slices that are none of the N, as annotated ones are none of the pool.
 
     Returns:
         (N,) bool, true wherever `foreground` is and at the neighbours.
     """
-    seen = {(i, n) for i, n, f in zip(images, indices, foreground, strict=True) if f}
+    seen = {(i, n) for i, n, f in zip(images, indices, foreground, strict=True) if f} | set(elsewhere)
     near = [any((i, n + d) in seen for d in (-1, 0, 1)) for i, n in zip(images, indices, strict=True)]
     return np.array(near, dtype=np.bool_)

@@ -22,9 +22,6 @@ MOST_CLUSTERS = 500
 NEIGHBOURS = 20
 """A case's typicality is 1 / its mean distance to so many neighbours, or half of its cluster where that is smaller."""
 
-SMALL = 5
-"""Clusters of fewer cases are outliers; they come after the others."""
-
 _FULL_BATCH = 50
 """Up to so many clusters are found by Lloyd's algorithm, more by its mini-batch version, as published."""
 
@@ -66,8 +63,8 @@ def most_typical(
     """`count` different rows of the pool, in the order chosen.
 
     The pool and the labelled cases are parted in min(labelled + count, `MOST_CLUSTERS`) clusters by k-means. Again and
-    again the cluster with the fewest labelled or chosen cases (of equals one that is not `SMALL`, then the largest, then by
-    chance) gives its most typical case that is left.
+    again the cluster with the fewest labelled or chosen cases (of equals the largest, then by chance) gives its most typical case
+    that is left. So outliers, clusters of a few cases, come last among equals; the published code leaves them out.
 
     Args:
         features: (N, F) of the pool, `count` ≤ N; all are scaled to unit length.
@@ -87,7 +84,7 @@ def most_typical(
     queues: dict[int, list[tuple[int, float]]] = {}
     found = []
     for _ in range(count):
-        which = min(np.flatnonzero(left).tolist(), key=lambda c: (taken[c], sizes[c] < SMALL, -sizes[c], luck[c]))
+        which = min(np.flatnonzero(left).tolist(), key=lambda c: (taken[c], -sizes[c], luck[c]))
         if which not in queues:
             queues[which] = _by_typicality(points, np.flatnonzero(cluster == which), pool, rng)
         row, typicality = queues[which].pop(0)

@@ -58,10 +58,11 @@ def vote_entropy(probabilities: Tensor) -> Tensor:
         raise ValueError(
             'vote_entropy compares members, and there is only one: set query.passes to 2 or more, or query.model = "both"'
         )
-    shares = torch.zeros_like(probabilities[0])
+    votes = torch.zeros_like(probabilities[0])
     for member in probabilities:
-        shares.scatter_add_(1, member.max(dim=1, keepdim=True).indices, torch.full_like(shares[:, :1], 1 / len(probabilities)))
-    return _entropy(shares) + 0 * probabilities.sum((0, 2))  # a NaN is nobody's vote and must stay one
+        votes.scatter_add_(1, member.max(dim=1, keepdim=True).indices, torch.ones_like(votes[:, :1]))
+    # whole votes, divided once: shares of 1/M that are added up may exceed 1, and power sampling refuses what is below 0
+    return _entropy(votes / len(probabilities)) + 0 * probabilities.sum((0, 2))  # a NaN is nobody's vote and must stay one
 
 
 def _passes(probabilities: Tensor) -> Tensor:

@@ -20,12 +20,15 @@ Make = Callable[..., tuple[Site, Plan, Weights]]
 NOW = Request(cycle=1, run="r")
 
 
-def site_with_its_own_model(joined: Make, *overrides: str, cycle: int = 1) -> tuple[Site, Plan, nn.Module, Weights]:
+def site_with_its_own_model(
+    joined: Make, *overrides: str, cycle: int = 1, rounds_missed: int = 0
+) -> tuple[Site, Plan, nn.Module, Weights]:
     """The site, its plan, the federation's model, and the weights of the site's own, which are half as large."""
     site, plan, weights = joined(*overrides)
     local = {name: torch.from_numpy(array) * 0.5 for name, array in weights.items()}
     path = site.workspace / "models" / "local.safetensors"
-    save_models(path, LocalModels("r", cycle, 1, 1, local, {}, reply={}, settings=plan.model_dump(mode="json"), total_steps=8))
+    round_ = plan.train.rounds_per_cycle - rounds_missed
+    save_models(path, LocalModels("r", cycle, round_, 1, local, {}, settings=plan.model_dump(mode="json"), total_steps=8))
     return site, plan, network_with(plan, weights).to(site.device), {name: tensor.numpy() for name, tensor in local.items()}
 
 
@@ -48,9 +51,10 @@ def test_a_strategy_without_a_model_has_none(joined: Make) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["kafal", "entropy"])
-def test_a_model_of_another_cycle_is_none(joined: Make, strategy: str) -> None:
-    """The site was away in the last round: who scored without its model would be another strategy."""
-    site, plan, of_federation, _ = site_with_its_own_model(joined, f'query.strategy="{strategy}"', 'query.model="local"', cycle=0)
+@pytest.mark.parametrize("age", [{"cycle": 0}, {"rounds_missed": 1}], ids=["of another cycle", "of another round"])
+def test_a_model_that_is_not_of_the_last_round_is_none(joined: Make, strategy: str, age: dict[str, int]) -> None:
+    """The site was away then: who scored without its model, or with that of an earlier round, would be another strategy."""
+    site, plan, of_federation, _ = site_with_its_own_model(joined, f'query.strategy="{strategy}"', 'query.model="local"', **age)
     assert committee(site, plan, strategy_of(plan), NOW, of_federation=of_federation) is None
 
 
@@ -80,7 +84,8 @@ def test_the_switch_takes_one_model(joined: Make, mean_balance: float, heard: st
     site, plan, weights = joined('query.model="switch"')
     path = site.workspace / "models" / "local.safetensors"
     same = {name: torch.from_numpy(array) for name, array in weights.items()}
-    save_models(path, LocalModels("r", 1, 1, 1, same, {}, reply={}, settings=plan.model_dump(mode="json"), total_steps=8))
+    last = plan.train.rounds_per_cycle
+    save_models(path, LocalModels("r", 1, last, 1, same, {}, settings=plan.model_dump(mode="json"), total_steps=8))
     request = Request(cycle=1, run="r", mean_balance=mean_balance)
     models = committee(site, plan, strategy_of(plan), request, of_federation=network_with(plan, weights).to(site.device))
     assert models is not None

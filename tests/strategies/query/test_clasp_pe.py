@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,6 +50,16 @@ def test_each_class_gets_its_best_cases_and_entropy_the_rest() -> None:
     assert "class 1" in choices[0].reason
     assert "class 2" in choices[3].reason
     assert "anything" in choices[5].reason
+
+
+def test_a_case_is_drawn_in_proportion_to_the_power_of_its_entropy() -> None:
+    """The one case of a grant goes to the only class; ln s + Gumbel(0, 1/β) is highest with a chance in proportion to s^β."""
+    values = np.array([0.5, 1.0, 2.0, 4.0])
+    scores = Scores(list("abcd"), ["p"] * 4, values=values[::-1].copy(), by_class=values[:, None])
+    rng, draws = np.random.default_rng(0), 4000
+    counts = Counter(clasp_pe(scores, 1, rng, beta=2.0).case_ids[0] for _ in range(draws))
+    for case, chance in zip("abcd", values**2 / (values**2).sum(), strict=True):
+        assert counts[case] / draws == pytest.approx(chance, abs=4 * (0.25 / draws) ** 0.5)
 
 
 def test_a_run_relies_on_chance_less_and_less() -> None:

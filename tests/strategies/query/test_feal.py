@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from strategies.query import feal as module
 from strategies.query.feal import NEIGHBOURS, SIMILAR, aleatoric, epistemic, evidential_scores, feal, relaxed
+from strategies.query.vectors import unit_length
 from strategies.records import Scores
 
 
@@ -61,9 +62,8 @@ def test_a_constant_epistemic_uncertainty_leaves_it_to_the_other(n: int) -> None
     np.testing.assert_allclose(found, ours + theirs)
 
 
-def slow(features: NDArray[np.float32], order: list[int], count: int) -> tuple[list[int], int]:
+def slow(features: NDArray[np.float32], order: list[int], count: int) -> list[int]:
     chosen: list[int] = []
-    passed = 0
     for row in order:
         if len(chosen) == count:
             break
@@ -74,11 +74,9 @@ def slow(features: NDArray[np.float32], order: list[int], count: int) -> tuple[l
 
         others = sorted((other for other in range(len(features)) if other != row), key=cosine, reverse=True)
         near = [other for other in others[:NEIGHBOURS] if cosine(other) > SIMILAR]
-        if len(near) == NEIGHBOURS and set(near) & set(chosen):
-            passed += 1
-        else:
+        if len(near) < NEIGHBOURS or not set(near) & set(chosen):
             chosen.append(row)
-    return chosen, passed
+    return chosen
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,7 +86,7 @@ def test_neighbours_apart_as_in_a_slow_version(n: int, kinds: int, count: int, s
     centres = rng.normal(size=(kinds, 3))
     features = (centres[rng.integers(kinds, size=n)] + 0.1 * rng.normal(size=(n, 3))).astype(np.float32)
     order = rng.permutation(n)
-    assert relaxed(features, order, min(count, n)) == slow(features, order.tolist(), min(count, n))
+    assert relaxed(unit_length(features), order, min(count, n)) == slow(features, order.tolist(), min(count, n))
 
 
 def test_a_case_whose_likes_are_chosen_is_passed_over_but_one_with_few_likes_is_not() -> None:
@@ -98,6 +96,13 @@ def test_a_case_whose_likes_are_chosen_is_passed_over_but_one_with_few_likes_is_
     values = np.arange(12, 0, -1.0)
     scores = Scores([f"{i:02d}" for i in range(12)], ["p"] * 12, values=values, features=features)
     assert feal(scores, 4, np.random.default_rng(0)).case_ids == ["00", "07", "08", "09"]
+
+
+@pytest.mark.parametrize(("cosine", "chosen"), [(0.8, 7), (0.9, 1)])
+def test_alike_is_a_cosine_above_085(cosine: float, chosen: int) -> None:
+    """Seven cases, each as like any other: a direction that all share, and one of its own."""
+    features = np.hstack([np.full((7, 1), cosine**0.5), (1 - cosine) ** 0.5 * np.eye(7)]).astype(np.float32)
+    assert len(relaxed(features, np.arange(7), 7)) == chosen
 
 
 def test_a_shortfall_is_filled_by_score() -> None:
@@ -122,6 +127,27 @@ def test_no_more_candidates_are_looked_at_than_grow_with_the_budget(monkeypatch:
 
     monkeypatch.setattr(module, "_neighbours", watched)
     features = np.ones((500, 2), dtype=np.float32)
-    rows, _ = relaxed(features, np.arange(500), 5)
+    rows = relaxed(unit_length(features), np.arange(500), 5)
     assert len(looked) == 50
     assert rows[0] == 0
+
+
+def test_what_is_like_none_chosen_is_found_however_far_down() -> None:
+    """A hub, thirty that are like it and like each other less, and below them one case of another kind; then more of the same."""
+    features = np.hstack([np.full((62, 1), 0.95), (1 - 0.95**2) ** 0.5 * np.eye(62)]).astype(np.float32)
+    features[0] = np.eye(63)[0]
+    features[31] = np.eye(63)[32]
+    values = np.arange(len(features), 0, -1.0)
+    scores = Scores([f"{i:02d}" for i in range(len(features))], ["p"] * len(features), values=values, features=features)
+    first, second = feal(scores, 2, np.random.default_rng(0)).choices
+    assert (first.case_id, second.case_id) == ("00", "31")
+    assert second.reason.endswith("none alike chosen before it")
+
+
+def test_reasons_say_whether_one_alike_is_chosen_before() -> None:
+    """Two copies have too few likes to be passed over, and the second is not said to be unlike the first."""
+    features = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    choices = feal(
+        Scores(list("abc"), ["p"] * 3, values=np.array([3.0, 2.0, 1.0]), features=features), 3, np.random.default_rng(0)
+    ).choices
+    assert ["none alike" in choice.reason for choice in choices] == [True, False, True]

@@ -85,6 +85,16 @@ def test_the_radius_keeps_kinds_apart() -> None:
     assert 2 * np.sin(np.radians(84) / 2) < radius < 2 * np.sin(np.radians(90) / 2) + 1e-3
 
 
+def test_nineteen_of_twenty_balls_are_pure() -> None:
+    """Two kinds, 40 degrees wide and 20 apart: how far it is to the other one depends much on where a case lies."""
+    degrees = np.concatenate([np.linspace(0, 40, 100), np.linspace(60, 100, 100)])
+    first = degrees < 50
+    radius = pure_radius(on_circle(*degrees), kinds=2, rng=np.random.default_rng(0))
+    apart = 2 * np.sin(np.radians(np.abs(degrees[:, None] - degrees[None])) / 2)
+    pure = [not (first[apart[row] < radius] != first[row]).any() for row in range(200)]
+    assert np.mean(pure) == pytest.approx(0.95, abs=0.01)
+
+
 @pytest.mark.parametrize("kinds", [1, 5])
 def test_without_kinds_to_tell_apart_balls_hold_copies_alone(kinds: int) -> None:
     assert pure_radius(on_circle(10, 10, 10), kinds=kinds, rng=np.random.default_rng(0)) == 0.0

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from strategies.query import typiclust as module
-from strategies.query.typiclust import SMALL, most_typical, typiclust
+from strategies.query.typiclust import most_typical, typiclust
 from strategies.query.vectors import unit_length
 from strategies.records import Scores
 
@@ -60,7 +60,7 @@ def test_kinds_take_turns_and_none_gives_a_case_twice(monkeypatch: pytest.Monkey
 
 def test_outliers_come_after_kinds_of_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CLUSTERS", 3)
-    points, kind = blobs(SMALL - 1, SMALL, SMALL + 1)
+    points, kind = blobs(4, 5, 6)
     found = most_typical(points, None, 3, np.random.default_rng(0))
     assert [int(kind[one.row]) for one in found] == [2, 1, 0]
 

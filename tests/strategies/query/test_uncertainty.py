@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from strategies.query.parse import parse_query
 from strategies.query.reduce import mean_over_pixels, predicted_pixels, with_border
 from strategies.query.uncertainty import bald, entropy, least_confidence, margin, vote_entropy
+from strategies.records import Scores
 
 
 def probabilities(seed: int, *shape: int, sharpness: float = 2.0) -> Tensor:
@@ -104,6 +106,18 @@ def test_bald_is_never_negative_by_rounding() -> None:
     assert bald(same).max() < 1e-5
 
 
+@pytest.mark.parametrize("members", range(2, 65))
+def test_members_who_agree_have_a_vote_entropy_of_nothing_and_can_be_drawn_by_it(members: int) -> None:
+    """However many they are, and so for one model's passes as for two models'."""
+    unanimous = probabilities(1, 1, 3, 3, 4, 4).expand(members, -1, -1, -1, -1)
+    assert (vote_entropy(unanimous) == 0).all()
+    divided = probabilities(2, members, 3, 3, 4, 4)
+    pool = torch.cat([unanimous[:, :1], divided[:, 1:]], dim=1)
+    values = mean_over_pixels(vote_entropy(pool), torch.ones(3, 4, 4, dtype=torch.bool))
+    choose = parse_query("vote_entropy+power", passes=members).choose
+    assert len(choose(Scores(list("abc"), ["p"] * 3, values=values), 3, np.random.default_rng(0)).choices) == 3
+
+
 @pytest.mark.parametrize("pixel", [bald, vote_entropy])
 def test_who_compares_passes_needs_two(pixel: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match=r"only one.*query\.passes"):
@@ -151,3 +165,9 @@ def test_border_is_the_next_slice_of_the_same_image() -> None:
     foreground = np.array([False, False, True, False, False, False])
     expected = [False, True, True, True, False, False]  # slice 2 and 4 of image b have no neighbour of their own image
     assert with_border(foreground, images=images, indices=indices).tolist() == expected
+
+
+def test_border_is_also_next_to_slices_that_have_left_the_pool() -> None:
+    nothing = np.zeros(3, dtype=bool)
+    found = with_border(nothing, images=["a", "a", "b"], indices=[1, 4, 3], elsewhere=[("a", 2), ("c", 4)])
+    assert found.tolist() == [True, False, False]

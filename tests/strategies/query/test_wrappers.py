@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from strategies.query.balanced import class_balanced
 from strategies.query.cap import capped
@@ -48,6 +49,58 @@ def test_what_is_chosen_after_a_refusal_keeps_its_distance_from_the_batch() -> N
     scores = Scores(list("abcd"), ["p", "p", "q", "r"], features=places, labelled_features=np.zeros((1, 1), dtype=np.float32))
     greedy_pair = capped(scores, 2, np.random.default_rng(0), choose=first_by_distance, cap=1)
     assert greedy_pair.case_ids == ["a", "c"]
+
+
+def test_badge_goes_on_from_what_is_chosen() -> None:
+    """A copy, but for a hair, of the case chosen first is far less likely than what points elsewhere: .01 to 181."""
+    gradients = np.array([[10.0, 0.0], [0.0, 9.5], [9.9, 0.0], [0.0, 9.0]], dtype=np.float32)
+    scores = Scores(["c0", "c1", "c2", "c3"], ["p", "p", "q", "q"], features=gradients)
+    choose = parse_query("badge+cap", per_patient=1).choose
+    chosen = [choose(scores, 2, np.random.default_rng(seed)) for seed in range(40)]
+    assert {tuple(selection.case_ids) for selection in chosen} == {("c0", "c3")}
+    first, second = chosen[0].choices
+    assert (first.score, second.score) == pytest.approx((10.0, 181**0.5))
+    assert "teaches something else" in second.reason
+
+
+def test_feal_still_knows_whose_neighbours_may_not_be_chosen() -> None:
+    """Five alike of one patient, who is then out, a copy of theirs, and one unlike: the copy still has five likes, and waits."""
+    alike, other, unlike = np.eye(3, dtype=np.float32)
+    features = np.stack([alike, other, alike, alike, alike, alike, alike, unlike])
+    values = np.arange(8, 0, -1.0)
+    scores = Scores([f"{i}" for i in range(8)], ["p"] * 6 + ["q", "r"], values=values, features=features)
+    choices = parse_query("feal+cap", per_patient=1).choose(scores, 2, np.random.default_rng(0)).choices
+    assert [choice.case_id for choice in choices] == ["0", "7"]
+    assert all("none alike" in choice.reason for choice in choices)
+
+
+def test_logo_takes_another_kind_than_those_of_the_batch() -> None:
+    features = np.array([[0.0], [0.1], [5.0], [0.2], [5.1]], dtype=np.float32)
+    scores = Scores(list("abcde"), list("pqpqr"), values=np.array([0.9, 0.8, 0.7, 0.6, 0.1]), features=features)
+    chosen = parse_query("logo+cap", per_patient=1).choose(scores, 2, np.random.default_rng(0))
+    assert chosen.case_ids == ["a", "e"]
+
+
+@pytest.mark.parametrize("labelled", [None, np.empty((0, 1), np.float32)])
+def test_coreset_keeps_its_distance_from_the_batch_before_anything_is_annotated(labelled: NDArray[np.float32] | None) -> None:
+    """On a line with mean 5.7 it begins at 0; 10 is of the same patient; then 9, and not 1, which is farthest from the others."""
+    places = np.array([[10.0], [0.0], [1.0], [9.0], [8.5]], dtype=np.float32)
+    scores = Scores(list("abcde"), list("ppqqq"), features=places, labelled_features=labelled)
+    chosen = parse_query("coreset+cap", per_patient=1).choose(scores, 2, np.random.default_rng(0))
+    assert chosen.case_ids == ["b", "d"]
+
+
+def test_classes_of_what_is_chosen_count_when_others_follow() -> None:
+    """Class 2 comes first, and its best case brings 30 pixels of it; the next best for class 1 is refused, and not forgotten."""
+    scores = Scores(
+        list("abcd"),
+        ["p", "p", "q", "r"],
+        values=np.array([0.9, 0.8, 0.5, 0.4]),
+        predicted_pixels=np.array([[0.0, 30.0], [20.0, 0.0], [0.0, 9.0], [40.0, 0.0]]),
+        labelled_pixels=np.array([25.0, 10.0]),
+    )
+    chosen = parse_query("entropy+balanced+cap", per_patient=1).choose(scores, 2, np.random.default_rng(0))
+    assert chosen.case_ids == ["a", "d"]
 
 
 def first_by_distance(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
