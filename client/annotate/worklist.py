@@ -69,7 +69,7 @@ def carry_out(
         return done
     selection = Selection(())
     named = site.start_cases() if cycle == 0 else set()
-    if centroids is not None:
+    if centroids is not None and not named:
         selection = _by_kind(site, plan, cycle=cycle, kinds=kinds[:cases], centroids=centroids)
     if len(selection.choices) < cases:
         rest = cases - len(selection.choices)
