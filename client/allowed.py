@@ -159,6 +159,10 @@ def checked(given: RecordDict, *, allowed: Allowed, weight: int) -> RecordDict:
     missing = {"site", *(["update"] if allowed.reply.update else []), *behind} - set(content)
     if missing:
         raise NotAllowed(f"it has no record {', '.join(sorted(missing))}")
+    if any(content.metric_records[name]["patients"] == 0 for name in behind):
+        for name, array in content.array_records["update"].items():
+            if array.numpy().any():
+                raise NotAllowed(f"array {name} is not all 0, but no patients are behind it")
     return content
 
 
@@ -214,7 +218,8 @@ def _checked_metrics(name: str, record: object, allowed: Allowed) -> MetricRecor
     if name in allowed.reply.patients:
         patients = content["patients"]
         assert isinstance(patients, int)  # wire.COUNT says so
-        if patients < allowed.min_patients:
+        zeros = allowed.reply.sums and patients == 0  # sums of nobody, which is looked at once the arrays are there
+        if patients < allowed.min_patients and not zeros:
             raise NotAllowed(f"record {name} is over {patients} patients, fewer than {allowed.min_patients}")
     return content
 

@@ -27,6 +27,8 @@ class Plan(Settings):
     query: Query
     cost: Cost = Cost()
     needs_one_sam: bool = False
+    coordinated: bool = False
+    """Whether budgets follow kinds of cases that sites find together; otherwise nobody has a reason to ask for them."""
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Plan:

@@ -365,12 +365,13 @@ class Run(Settings):
         if "evidential head" in query.needs and self.network.head != "evidential":
             yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
         if self.budget.rule == "coordinated":
-            base = self.query.strategy.split("+")[0]
-            if self.query.strategy not in ("typiclust", "probcover") or self.query.unit != "slice":
+            if self.query.strategy not in ("typiclust", "probcover"):
                 yield (
-                    'budget.rule = "coordinated" shares out kinds of slices, by which a site then chooses: it takes '
-                    f'query.strategy = "typiclust" or "probcover", not {base}, and query.unit = "slice"'
+                    'budget.rule = "coordinated" shares out kinds of cases, by which a site then chooses: it takes '
+                    f'query.strategy = "typiclust" or "probcover", not "{self.query.strategy}"'
                 )
+            if self.query.unit != "slice":
+                yield f'budget.rule = "coordinated" shares out slices: it takes query.unit = "slice", not "{self.query.unit}"'
         if self.budget.rule == "adaptive" and query.file == "feal":
             yield (
                 'budget.rule = "adaptive" compares scores of different sites, and feal scales its scores within each pool: '

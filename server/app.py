@@ -164,7 +164,8 @@ def settings_for_sites(run: Run) -> dict[str, Any]:
     """What sites need to know of the run, and nothing about where the coordinator keeps things."""
     shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query", "cost"})
     sam = run.sam.model_dump(mode="json", exclude={"checkpoint"})
-    return {**shared, "sam": sam, "needs_one_sam": run.needs_one_sam, "classes": run.class_names}
+    ours = {"needs_one_sam": run.needs_one_sam, "coordinated": run.budget.rule == "coordinated"}
+    return {**shared, **ours, "sam": sam, "classes": run.class_names}
 
 
 def about(run: Run, engine: str) -> dict[str, Any]:

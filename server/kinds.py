@@ -26,12 +26,15 @@ STEPS = 8
 """Of k-means. Kinds need be about right, not converged: each step is a message to every site."""
 
 CASES_A_KIND = 5
-"""At least so many cases for each kind: a site tells nothing of kinds that few of its patients have."""
+"""At least so many cases for each kind: of fewer no one would be typical."""
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """Where kinds lie (K, F), and which of them each site asks for, one entry a case; what the messages weighed, by site."""
+    """Where kinds lie (K, F), and which of them each site asks for, one entry a case; what the messages weighed, by site.
+
+    `of_site` has the sites alone that answered every message, and had enough patients to tell of a case.
+    """
 
     centroids: Floats
     of_site: Mapping[str, list[int]]
@@ -39,12 +42,13 @@ class Kinds:
 
 
 def find_kinds(
-    sites: Sites, problems: Problems, *, features: int, labels: int, total: int, covering: bool, seed: int, cycle: int
+    sites: Sites, problems: Problems, *, features: int, labels: int, per_site: int, covering: bool, seed: int, cycle: int
 ) -> Kinds:
-    """Ask the sites for sums until kinds are found, then share `total` cases out among them.
+    """Ask the sites for sums until kinds are found, then share `per_site` cases for each of them out among them.
 
     As many kinds as there will be labels, but `MOST_CLUSTERS`, and `CASES_A_KIND` on average. A site that does not answer a
-    message is not asked the next one and has no kinds; where nobody is left, nobody has.
+    message is not asked the next one and has no kinds; where nobody is left, nobody has. What would be its grant goes to nobody
+    else.
 
     Args:
         features: length of an embedding.
@@ -71,7 +75,7 @@ def find_kinds(
 
     said = ask({"moments": np.zeros((2, features)), "cases": np.zeros(1, dtype=np.int64)})
     cases, sums = int(summed(said, "cases", np.zeros(1))[0]), summed(said, "moments", np.zeros((2, features)))
-    clusters = max(1, min(labels + total, MOST_CLUSTERS, cases // CASES_A_KIND))
+    clusters = max(1, min(labels + per_site * len(there), MOST_CLUSTERS, cases // CASES_A_KIND))
     none = np.zeros(clusters, dtype=np.int64)
     if cases == 0:
         return Kinds(np.zeros((clusters, features)), {}, traffic)
@@ -83,9 +87,11 @@ def find_kinds(
         centroids = next_centroids(centroids, summed(said, "centroids", centroids), counts)
         if step < STEPS - 1:
             centroids = refilled(centroids, counts, rng)
-    radius = np.array([reach(float(sums[1].sum()), centroids, counts)])
-    said = ask({"centroids": centroids, "radius": radius, "waiting": none, "annotated": none, "bare": none})
+    said = ask(
+        {"centroids": centroids, "radius": np.array([reach(centroids, counts)]), "waiting": none, "annotated": none, "bare": none}
+    )
     censuses = {
         name: Census(*(one[which].astype(np.int64) for which in ("waiting", "annotated", "bare"))) for name, one in said.items()
     }
-    return Kinds(centroids, share_out(censuses, total=total, covering=covering, rng=rng), traffic)
+    telling = {name: one for name, one in censuses.items() if (one.waiting + one.annotated).any()}
+    return Kinds(centroids, share_out(telling, total=per_site * len(telling), covering=covering, rng=rng), traffic)

@@ -23,6 +23,7 @@ from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
 from strategies.global_model import parts_of
 from strategies.query.budget import BUDGETS
+from strategies.query.coordinate import fill_up
 from strategies.records import Assessment, Demand, Weights
 from strategies.sam_parts import SIZES
 
@@ -95,7 +96,7 @@ def _pool(run: Run, state: State, name: str) -> Demand | None:
 
 
 def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: int) -> tuple[State, list[Event]]:
-    """`per_site` × sites cases, kind by kind, to the sites that have most of them."""
+    """`per_site` cases for each site that tells of its kinds, to those that have most of each; the others keep `per_site`."""
     run, problems = federation.run, Problems()
     strategy = run.query.strategy if cycle else run.query.cold_start
     kinds = find_kinds(
@@ -103,18 +104,18 @@ def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: 
         problems,
         features=SIZES[run.sam.size].prompt_dim,
         labels=state.labels_total or 0,
-        total=per_site * len(federation.sites.names),
+        per_site=per_site,
         covering=strategy == "probcover",
         seed=run.seed,
         cycle=cycle,
     )
-    by_kind = {name: len(kinds.of_site.get(name, ())) for name in federation.sites.names}
-    rest = per_site * len(by_kind) - sum(by_kind.values())  # kinds of few patients are told nowhere; who did not answer has none
-    fewest_first = sorted(by_kind, key=lambda name: (by_kind[name], name))
-    grants = {
-        name: by_kind[name] + rest // len(by_kind) + (place < rest % len(by_kind)) for place, name in enumerate(fewest_first)
+    by_kind = {name: len(given) for name, given in kinds.of_site.items()}
+    silent = [name for name in federation.sites.names if name not in by_kind]  # away, or it shares no sums, or has few patients
+    grants = fill_up(by_kind, state.unlabelled, total=per_site * len(by_kind))  # kinds that nobody has more of leave a rest
+    grants |= {name: fill_up({name: 0}, state.unlabelled, total=per_site)[name] for name in silent}
+    sites = {
+        name: {"granted": grants[name], "by_kind": by_kind.get(name, 0), **kinds.traffic.get(name, {})} for name in sorted(grants)
     }
-    sites = {name: {"granted": grants[name], "by_kind": by_kind[name], **kinds.traffic.get(name, {})} for name in sorted(grants)}
     places = kinds.centroids.tolist()
     state = replace(state, grants=grants, kinds=dict(kinds.of_site), kinds_cycle=cycle, centroids=places)
     return state, [event("grant", cycle=cycle, sites=sites), *problems.events("grant", cycle=cycle, round=0)]

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from client.annotate.folder import Folder
 from client.annotate.oracle import Oracle
 from client.faults import SiteFault
-from client.kinds import embedded
+from client.kinds import most_typical
 from client.plan import Plan
 from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
 from strategies.effort import Effort
 from strategies.query.choose import at_random
-from strategies.query.coordinate import most_typical_of
 from strategies.query.parse import parse_query
 from strategies.query.units import grouped, spread_out, unit_of
 from strategies.randomness import numpy_rng
@@ -62,17 +61,20 @@ def carry_out(
 
     The choice follows the scores of this cycle. The very first cases are those that the site named, if it did, or follow
     `query.cold_start`. Where the pool was not scored (the site was away), the choice is at random and the reason says so.
-    With `kinds` they are chosen kind by kind, as the coordinator shared them out (`budget.rule = "coordinated"`).
+    With `kinds` they are chosen kind by kind, as the coordinator shared them out (`budget.rule = "coordinated"`), but for the
+    very first cases of a site that named some.
     """
     done = site.store.granted(run, cycle)
     if done is not None:
         return done
     selection = Selection(())
-    if centroids is not None:
+    named = site.start_cases() if cycle == 0 else set()
+    if centroids is not None and not named:
         selection = _by_kind(site, plan, cycle=cycle, kinds=kinds[:cases], centroids=centroids)
     if len(selection.choices) < cases:
         rest = cases - len(selection.choices)
-        others = _select(site, plan, run=run, cycle=cycle, cases=rest, progress=progress, without=set(selection.case_ids))
+        without = set(selection.case_ids)
+        others = _select(site, plan, run=run, cycle=cycle, cases=rest, progress=progress, named=named, without=without)
         selection = Selection((*selection.choices, *others.choices))
     requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
     site.store.check_conserved()
@@ -118,7 +120,7 @@ def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) 
 
 
 def _select(
-    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, without: Container[str] = ()
+    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, named: Container[str], without: Container[str]
 ) -> Selection:
     unlabelled = [case for case in site.store.cases("unlabelled") if case.id not in without]
     if not unlabelled:
@@ -127,7 +129,6 @@ def _select(
     units_of = {case.id: unit_of(case, plan.query.unit) for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
     strategy = strategy_of(plan, progress=progress)
-    named = site.start_cases() if cycle == 0 else frozenset()
     if cycle == 0 and not named:
         strategy = parse_query(plan.query.cold_start)
         scores = score(site, plan, strategy, {}, cycle=0)
@@ -149,13 +150,10 @@ def _select(
 
 def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centroids: NDArray[np.generic]) -> Selection:
     """Of each kind that the site was given, the most typical case; fewer where the pool has lost some since."""
-    pool = site.store.cases("unlabelled")
-    if not pool:
-        return Selection(())
-    luck = numpy_rng(plan.seed, site.name, cycle, "kinds").permutation(len(pool))
-    rows = most_typical_of(kinds, embedded(site, plan, pool), np.asarray(centroids, dtype=np.float64), luck)
+    luck = numpy_rng(plan.seed, site.name, cycle, "kinds")
+    cases = most_typical(site, plan, kinds=kinds, centroids=np.asarray(centroids, dtype=np.float64), luck=luck)
     reason = "the most typical of a kind that all sites together have annotated least"
-    return Selection(tuple(Choice(pool[row].id, 0.0, reason) for row in rows))
+    return Selection(tuple(Choice(case.id, 0.0, reason) for case in cases))
 
 
 def _chosen(

@@ -1,32 +1,69 @@
 """Which kinds of cases each site asks for, so that two sites don't ask for the same: federated TypiClust and ProbCover.
 
 Kinds are clusters of SAM's embeddings over all sites. They are found by k-means from sums and counts alone: what a k-means step
-needs is, for each cluster, the sum of its members and how many they are; of clusters with enough patients alone. Then each site
-says how many of its cases of each kind wait, are annotated and lie within reach of none that is, and the coordinator shares
-the kinds out. A sum over many is not an embedding of one, but who sees the sums of two steps, between which one case has changed
-its cluster, can work that one out: this is for federations that trust their coordinator with that. Pure: arrays in, arrays out.
+needs is, for each cluster, the sum of its members and how many they are. A site's members are groups of its cases, each of
+several patients, that go to a cluster as a whole (`groups.py`). Then each site says how many of its cases of each kind wait, are
+annotated and lie within reach of none that is, and the coordinator shares the kinds out. Pure: arrays in, arrays out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Number = TypeVar("Number", np.float64, np.int64)
 
 MOST_CLUSTERS = 500
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All that a site's answers are made of, by group of its cases, and nothing of a case alone.
+
+    Attributes:
+        sums, squares: (G, F) of the features of a group's cases.
+        cases: (G,) how many these are, at least 1.
+        waiting, annotated: (G,) how many of these wait, and how many are annotated or asked for.
+    """
+
+    sums: Floats
+    squares: Floats
+    cases: Counts
+    waiting: Counts
+    annotated: Counts
+
+    @classmethod
+    def of(
+        cls, features: NDArray[np.floating], group: NDArray[np.intp], *, waits: NDArray[np.bool_], annotated: NDArray[np.bool_]
+    ) -> Groups:
+        """From features (N, F), numbers of groups (N,), below 0 for cases that are told nowhere, and what cases are (N,)."""
+        rows = group >= 0
+        points = np.asarray(features[rows], dtype=np.float64)
+        numbers, own = np.unique(group[rows], return_inverse=True)
+        return cls(
+            _by(own, points, len(numbers)),
+            _by(own, np.square(points), len(numbers)),
+            _by(own, np.ones(len(own), dtype=np.int64), len(numbers)),
+            _by(own, waits[rows].astype(np.int64), len(numbers)),
+            _by(own, annotated[rows].astype(np.int64), len(numbers)),
+        )
+
+    @property
+    def means(self) -> Floats:
+        """(G, F), where a group lies."""
+        return self.sums / self.cases[:, None]
 
 
 @dataclass(frozen=True)
 class Census:
     """What a site tells of its cases by kind, each (K,): how many wait, how many are annotated or asked for, and how many of
     those that wait lie in reach of their centroid and of none that is annotated.
-
-    A kind with fewer patients than the site's `min_patients` counts 0 in all.
     """
 
     waiting: Counts
@@ -34,10 +71,9 @@ class Census:
     bare: Counts
 
 
-def moments(features: NDArray[np.floating]) -> Floats:
-    """(2, F): sum and sum of squares of a site's cases (N, F)."""
-    points = np.asarray(features, dtype=np.float64)
-    return np.stack([points.sum(axis=0), np.square(points).sum(axis=0)])
+def moments(groups: Groups) -> Floats:
+    """(2, F): sum and sum of squares of a site's cases."""
+    return np.stack([groups.sums.sum(axis=0), groups.squares.sum(axis=0)])
 
 
 def first_centroids(sums: Floats, count: int, *, clusters: int, rng: np.random.Generator) -> Floats:
@@ -58,20 +94,18 @@ def nearest(features: NDArray[np.floating], centroids: Floats) -> NDArray[np.int
     return np.asarray(distances.argmin(axis=1))
 
 
-def cluster_sums(
-    features: NDArray[np.floating], patients: Sequence[str], centroids: Floats, *, min_patients: int
-) -> tuple[Floats, Counts]:
-    """A site's part of a k-means step: (K, F) sums and (K,) counts of its cases by the nearest centroid.
+def kinds_of(features: NDArray[np.floating], group: NDArray[np.intp], centroids: Floats) -> NDArray[np.intp]:
+    """(N,) kind of each case (N, F): that of its group, by the group's mean; its own where it is in none (below 0)."""
+    points = np.asarray(features, dtype=np.float64)
+    numbers, own = np.unique(group, return_inverse=True)
+    means = _by(own, points, len(numbers)) / np.bincount(own)[:, None]
+    return np.asarray(nearest(np.where((group < 0)[:, None], points, means[own]), centroids))
 
-    Clusters with cases of fewer than `min_patients` patients are all 0: their sum would tell of few.
-    """
-    cluster = nearest(features, centroids)
-    sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), dtype=np.int64)
-    for k in range(len(centroids)):
-        members = np.flatnonzero(cluster == k)
-        if len({patients[n] for n in members.tolist()}) >= max(min_patients, 1):
-            sums[k], counts[k] = np.asarray(features[members], dtype=np.float64).sum(axis=0), len(members)
-    return sums, counts
+
+def cluster_sums(groups: Groups, centroids: Floats) -> tuple[Floats, Counts]:
+    """A site's part of a k-means step: (K, F) sums and (K,) counts of the cases of its groups, by the nearest centroid."""
+    cluster = nearest(groups.means, centroids)
+    return _by(cluster, groups.sums, len(centroids)), _by(cluster, groups.cases, len(centroids))
 
 
 def next_centroids(centroids: Floats, sums: Floats, counts: Counts) -> Floats:
@@ -80,13 +114,15 @@ def next_centroids(centroids: Floats, sums: Floats, counts: Counts) -> Floats:
     return np.where(counts[:, None] > 0, means, centroids)
 
 
-def reach(sum_of_squares: float, centroids: Floats, counts: Counts) -> float:
-    """How far a case lies from its centroid in the root mean square, from what a k-means step tells.
+def reach(centroids: Floats, counts: Counts) -> float:
+    """How far a case lies from its centroid in the root mean square, for features of unit length.
+
+    Their squares add up to how many they are, so this follows from what the same k-means step tells of the same cases.
 
     Args:
-        sum_of_squares: of all features of all cases; `counts`: cases by the centroids, which are their means.
+        centroids: (K, F) means of the cases that `counts` (K,) counts.
     """
-    within = sum_of_squares - float((counts * np.square(centroids).sum(axis=1)).sum())
+    within = float((counts * (1 - np.square(centroids).sum(axis=1))).sum())
     return float(np.sqrt(max(within, 0.0) / max(int(counts.sum()), 1)))
 
 
@@ -101,32 +137,16 @@ def refilled(centroids: Floats, counts: Counts, rng: np.random.Generator) -> Flo
     return moved
 
 
-def census(
-    waiting: NDArray[np.floating],
-    waiting_patients: Sequence[str],
-    annotated: NDArray[np.floating],
-    annotated_patients: Sequence[str],
-    centroids: Floats,
-    *,
-    radius: float,
-    min_patients: int,
-) -> Census:
-    """A site's cases by kind."""
-    of_waiting, of_annotated = nearest(waiting, centroids), nearest(annotated, centroids)
-    behind: list[set[str]] = [set() for _ in centroids]
-    for clusters, patients in ((of_waiting, waiting_patients), (of_annotated, annotated_patients)):
-        for k, patient in zip(clusters.tolist(), patients, strict=True):
-            behind[k].add(patient)
-    few = np.array([len(patients) < max(min_patients, 1) for patients in behind])
-    covered = np.zeros(len(waiting), dtype=bool)
-    for one in np.asarray(annotated, dtype=np.float64):
-        covered |= np.linalg.norm(waiting - one, axis=1) <= radius
-    near = np.linalg.norm(waiting - centroids[of_waiting], axis=1) <= radius
-
-    def counted(clusters: NDArray[np.intp]) -> Counts:
-        return np.where(few, 0, np.bincount(clusters, minlength=len(centroids)).astype(np.int64))
-
-    return Census(counted(of_waiting), counted(of_annotated), counted(of_waiting[near & ~covered]))
+def census(groups: Groups, centroids: Floats, *, radius: float) -> Census:
+    """A site's cases by kind. What is in reach of what is seen by groups too: from mean to centroid, and from mean to mean."""
+    means, kinds = groups.means, len(centroids)
+    kind = nearest(means, centroids)
+    bare = np.linalg.norm(means - centroids[kind], axis=1) <= radius
+    for annotated in means[groups.annotated > 0]:
+        bare &= np.linalg.norm(means - annotated, axis=1) > radius
+    return Census(
+        _by(kind, groups.waiting, kinds), _by(kind, groups.annotated, kinds), _by(kind, np.where(bare, groups.waiting, 0), kinds)
+    )
 
 
 def share_out(censuses: Mapping[str, Census], *, total: int, covering: bool, rng: np.random.Generator) -> dict[str, list[int]]:
@@ -161,17 +181,41 @@ def share_out(censuses: Mapping[str, Census], *, total: int, covering: bool, rng
     return given
 
 
-def most_typical_of(kinds: Sequence[int], features: NDArray[np.floating], centroids: Floats, luck: NDArray[np.intp]) -> list[int]:
+def fill_up(given: Mapping[str, int], pools: Mapping[str, int | None], *, total: int) -> dict[str, int]:
+    """Grants raised to `total` in all, a case at a time to whom has the smallest and a case left for it; of equals by name.
+
+    Args:
+        given: grants so far, by site.
+        pools: how many cases wait there, or None where that is not known.
+    """
+    grants = dict(given)
+    for _ in range(total - sum(given.values())):
+        pool = {site: pools.get(site) for site in grants}
+        open_ = [site for site in sorted(grants) if (left := pool[site]) is None or left > grants[site]]
+        if not open_:
+            break
+        grants[min(open_, key=lambda site: grants[site])] += 1
+    return grants
+
+
+def most_typical_of(
+    kinds: Sequence[int], features: NDArray[np.floating], kind: NDArray[np.intp], centroids: Floats, luck: NDArray[np.intp]
+) -> list[int]:
     """Rows of a site's pool (N, F), one for each kind that it was given: the nearest to its centroid that is left.
 
     A kind that the site has no case of any more is left out.
 
     Args:
+        kind: (N,) of each case (`kinds_of`).
         luck: a permutation of the rows, which decides between equals.
     """
-    cluster = nearest(features, centroids)
-    distance = np.linalg.norm(np.asarray(features, dtype=np.float64) - centroids[cluster], axis=1)
-    queues = {
-        kind: sorted(np.flatnonzero(cluster == kind).tolist(), key=lambda row: (distance[row], luck[row])) for kind in set(kinds)
-    }
-    return [queues[kind].pop(0) for kind in kinds if queues[kind]]
+    distance = np.linalg.norm(np.asarray(features, dtype=np.float64) - centroids[kind], axis=1)
+    queues = {one: sorted(np.flatnonzero(kind == one).tolist(), key=lambda row: (distance[row], luck[row])) for one in set(kinds)}
+    return [queues[one].pop(0) for one in kinds if queues[one]]
+
+
+def _by(number: NDArray[np.intp], rows: NDArray[Number], count: int) -> NDArray[Number]:
+    """(count, …) sums of the rows that have each number."""
+    sums = np.zeros((count, *rows.shape[1:]), dtype=rows.dtype)
+    np.add.at(sums, number, rows)
+    return sums

@@ -54,6 +54,7 @@ from strategies.wire import (
     QUANTILES,
     TRAIN,
     pack_annotation,
+    pack_kinds,
     pack_update,
     pack_weights,
     replies,
@@ -450,6 +451,16 @@ def test_what_few_patients_stand_behind_stays(bench: Bench, kind: str, record: s
     content.metric_records[record]["patients"] = 4
     said = assert_refused(bench, message := ask(kind), bench.send(message, answer(content)), code="reply-not-allowed")
     assert f"record {record} is over 4 patients, fewer than 5" in said
+
+
+def test_zeros_leave_with_nobody_behind_them_and_nothing_else_does(bench: Bench) -> None:
+    zeros = {name: np.zeros_like(array) for name, array in UPDATE.items()}
+    honest_zeros = pack_kinds("A", zeros, patients=0)
+    assert serialised(bench.send(ask(KINDS), answer(honest_zeros)).content) == serialised(honest_zeros)
+    one = {**zeros, "conv.bias": np.eye(1, 16, 7)[0]}
+    content = pack_kinds("A", one, patients=0)
+    said = assert_refused(bench, message := ask(KINDS), bench.send(message, answer(content)), code="reply-not-allowed")
+    assert "array conv.bias is not all 0, but no patients are behind it" in said
 
 
 def test_a_site_that_shares_updates_takes_part(tmp_path: Path) -> None:

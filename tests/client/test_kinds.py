@@ -52,7 +52,7 @@ def test_moments_and_counts_are_those_of_the_embeddings(joined: Make, asked: dic
         np.asarray(said["moments"], dtype=np.float64), [features.sum(axis=0), np.square(features).sum(axis=0)], rtol=1e-6
     )
     assert said["cases"].tolist() == [len(cases)]
-    assert behind == len({case.patient for case in cases})
+    assert behind == 1, "each case is told of by itself where min_patients is 1"
     step, _ = told(site, plan, asked["step"])
     assert step["counts"].sum() == len(cases), "labelled ones too: or the difference of two cycles would tell who they are"
     np.testing.assert_allclose(step["centroids"].sum(axis=0), features.sum(axis=0), rtol=1e-6)
@@ -66,7 +66,7 @@ def test_moments_and_counts_are_those_of_the_embeddings(joined: Make, asked: dic
 def test_too_few_patients_are_told_as_nothing(joined: Make, asked: dict[str, Weights], message: str) -> None:
     site, plan, _ = joined(*COORDINATED, "privacy.min_patients=50")
     said, behind = told(site, plan, asked[message])
-    assert behind == 50, "what the gate asks for: nothing stands behind zeros"
+    assert behind == 0, "nothing stands behind zeros"
     assert said.keys() == asked[message].keys()
     assert not any(array.any() for array in said.values())
 
@@ -75,6 +75,13 @@ def test_a_site_that_shares_updates_alone_tells_nothing(joined: Make, asked: dic
     site, plan, _ = joined('privacy.share="updates"', 'query.strategy="typiclust"')
     with pytest.raises(SiteFault, match="shares updates only"):
         told(site, plan, asked["moments"])
+
+
+def test_kinds_are_told_in_runs_that_share_them_out_alone(joined: Make, asked: dict[str, Weights]) -> None:
+    site, plan, _ = joined('query.strategy="typiclust"')
+    with pytest.raises(SiteFault, match=r"the run's budget\.rule is not \"coordinated\"") as caught:
+        told(site, plan, asked["moments"])
+    assert caught.value.code == "bad-request"
 
 
 def test_embeddings_of_another_sam_are_refused(joined: Make) -> None:
