@@ -212,7 +212,7 @@ class Query(Settings):
     model: Literal["global", "local", "both", "switch"] = Field(
         "global", description="whose prediction is scored; switch: each site's is chosen by how far they differ (FairFAL)"
     )
-    passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald and vote_entropy")
+    passes: Positive = Field(8, description="forward passes with dropout of bald and vote_entropy; 1, without it, for two models")
     per_patient: Positive = Field(1, description="cases of a patient in a batch that +cap lets through")
     power_beta: Annotated[float, Field(gt=0)] = Field(1.0, description="beta of the power wrapper")
 
@@ -360,8 +360,16 @@ class Run(Settings):
 
     def _faults_of_learning(self) -> Iterator[str]:
         query = STRATEGIES[self.query.strategy.split("+")[0]]
-        if "dropout" in query.needs and self.network.dropout == 0:
-            yield f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        if "dropout" in query.needs and self.query.passes == 1 and self.query.model != "both":
+            yield (
+                f"query.strategy {self.query.strategy} compares predictions, and query.passes = 1 leaves one: set it to 2 or "
+                'more, or compare two models with query.model = "both"'
+            )
+        elif "dropout" in query.needs and self.query.passes > 1 and self.network.dropout == 0:
+            yield (
+                f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1; or "
+                'compare two models without it, with query.model = "both" and query.passes = 1'
+            )
         if "evidential head" in query.needs and self.network.head != "evidential":
             yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
         if self.budget.rule == "coordinated":

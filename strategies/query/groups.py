@@ -32,12 +32,12 @@ def in_groups(features: NDArray[np.floating], patients: Sequence[str], *, min_pa
         return np.arange(len(points))
     whose = np.unique(np.asarray(patients, dtype=str), return_inverse=True)[1]
     group = np.full(len(points), -1, dtype=np.intp)
-    left = np.arange(len(points))
+    left, squares = np.arange(len(points)), np.square(points).sum(axis=1)
     means: list[NDArray[np.float64]] = []
     while len(np.unique(whose[left])) >= min_patients:
         own = points[left]
-        farthest = own[np.linalg.norm(own - own.mean(axis=0), axis=1).argmax()]
-        order = left[np.argsort(np.linalg.norm(own - farthest, axis=1), kind="stable")]
+        farthest = own[(squares[left] - 2 * own @ own.mean(axis=0)).argmax()]  # distances, but for what all cases share
+        order = left[np.argsort(squares[left] - 2 * own @ farthest, kind="stable")]
         nearest_of_each = np.unique(whose[order], return_index=True)[1]
         members = order[np.sort(nearest_of_each)[:min_patients]]
         group[members] = len(means)

@@ -23,7 +23,8 @@ def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_pati
 
     Args:
         text: e.g. "random", "entropy", "bald+power", "feal+stochastic+cap".
-        passes: forward passes for strategies that compare passes, at least 2; the others do with one.
+        passes: forward passes of each model, for strategies that compare predictions; 1 is without dropout, for two models. The
+            others do with one.
         power_beta: β of the power wrapper, above 0; large is close to taking the top.
         per_patient: cases of a patient in a batch that the cap lets through, at least 1.
         progress: 0 at a run's first query to 1 at its last, for strategies that rely on chance less and less.
@@ -34,8 +35,8 @@ def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_pati
     fault = fault_of(text)
     if fault is not None:
         raise ValueError(fault)
-    if passes < 2:
-        raise ValueError(f"query.passes is {passes}: passes are compared with each other, so at least 2 are needed")
+    if passes < 1:
+        raise ValueError(f"query.passes is {passes}: a model must be asked at least once")
     if not (math.isfinite(power_beta) and power_beta > 0):
         raise ValueError(f"query.power_beta is {power_beta}: it divides the noise, so it must be above 0")
     if per_patient < 1:

@@ -27,11 +27,11 @@ def bald(probabilities: Tensor) -> Tensor:
     """H(p̄) − mean_m H(p^m), in nats: how far the passes contradict each other (Gal et al. 2017); from 0 to ln(C+1).
 
     Raises:
-        ValueError: there is only one pass, which can't contradict itself.
+        ValueError: there is only one pass of one model, which can't contradict itself.
     """
     probabilities = _passes(probabilities)
     if len(probabilities) < 2:
-        raise ValueError("bald compares passes with dropout, and there is only one: set query.passes to 2 or more")
+        raise ValueError('bald compares passes, and there is only one: set query.passes to 2 or more, or query.model = "both"')
     disagreement = _entropy(probabilities.mean(dim=0)) - _entropy(probabilities).mean(dim=0)
     return disagreement.clamp(min=0)  # rounding may leave it just below 0, which power sampling refuses
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from client.plan import Plan, network_with
+from client.preprocess import inside
 from client.score import demand_of, score, strategy_of
 from client.site import Site, Slices
 from strategies.networks import forward_traced
@@ -137,3 +138,23 @@ def test_of_a_slice_that_waits_for_an_expert_the_model_says_whether_it_shows_one
     border = [case for case, near in zip(site.store.cases("unlabelled"), found, strict=True) if near]
     assert bool(border) == sees
     assert all(case.image == waiting.image and abs(case.index - waiting.index) == 1 for case in border)
+
+
+def test_two_models_are_compared_without_dropout(joined: Make) -> None:
+    """A pure ensemble: one pass each, in which nothing is left to chance, though the network has dropout."""
+    options = ('query.strategy="bald"', 'query.model="both"', "query.passes=1", "network.dropout=0.4")
+    site, plan, weights = joined(*options)
+    networks = [network_with(plan, weights) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in networks[1].parameters():
+            parameter.mul_(1.5)
+    strategy = strategy_of(plan)
+    values = score(site, plan, strategy, {"global": networks[0], "local": networks[1]}, cycle=1).values
+    assert values is not None
+    cases, slices = site.store.cases("unlabelled"), Slices(site, plan.preprocess)
+    with torch.inference_mode():
+        p, q = (network.eval()(slices.take(cases)).softmax(1).double() for network in networks)
+    apart = (p.xlogy(p) / 2 + q.xlogy(q) / 2 - ((p + q) / 2).xlogy((p + q) / 2)).sum(1)
+    rows, columns = inside(slices.image(cases[0].image).place)
+    np.testing.assert_allclose(values, apart[:, rows, columns].mean((1, 2)), atol=1e-6)
+    assert apart.mean() > 1e-3

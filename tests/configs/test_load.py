@@ -77,6 +77,30 @@ def test_checks_across_keys_are_told_beside_other_faults(tmp_path: Path) -> None
     assert {"seed", "train.bogus"} <= set(found)
 
 
+@pytest.mark.parametrize(
+    ("model", "passes", "dropout", "fault"),
+    [
+        ("both", 1, 0.0, None),
+        ("both", 1, 0.1, None),
+        ("both", 2, 0.1, None),
+        ("both", 2, 0.0, "set network.dropout above 0"),
+        ("global", 2, 0.0, "set network.dropout above 0"),
+        ("global", 1, 0.1, "query.passes = 1 leaves one"),
+        ("switch", 1, 0.1, "query.passes = 1 leaves one"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["bald", "vote_entropy+cap"])
+def test_predictions_are_compared_of_passes_with_dropout_or_of_two_models(
+    tmp_path: Path, strategy: str, model: str, passes: int, dropout: float, fault: str | None
+) -> None:
+    query = f"[query]\nstrategy = '{strategy}'\nmodel = '{model}'\npasses = {passes}\n[network]\ndropout = {dropout}\n"
+    if fault is None:
+        load(write(tmp_path, query + GOOD))
+    else:
+        (found,) = faults(tmp_path, query + GOOD).values()
+        assert fault in found
+
+
 def test_a_check_across_keys_does_not_judge_the_default_of_a_wrong_key(tmp_path: Path) -> None:
     found = faults(tmp_path, "[network]\ndropout = 'high'\n[query]\nstrategy = 'bald'\n" + GOOD)
     assert list(found) == ["network.dropout"]

@@ -98,7 +98,11 @@ def test_unknown_names_are_told_the_nearest_and_the_list(text: str, message: str
     assert ", ".join(STRATEGIES) in str(caught.value)
 
 
-@pytest.mark.parametrize("passes", [1, 0, -3])
+def test_one_pass_each_compares_models_without_dropout() -> None:
+    assert parse_query("bald", passes=1).passes == 1
+
+
+@pytest.mark.parametrize("passes", [0, -3])
 def test_too_few_passes_are_refused(passes: int) -> None:
     with pytest.raises(ValueError, match=r"query\.passes"):
         parse_query("bald", passes=passes)
