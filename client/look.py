@@ -80,9 +80,12 @@ def _seen(
     kernel_px = 1
     for name, network in models.items():
         network.train(passes > 1)  # only dropout behaves differently; no network here has BatchNorm
-        traced = [forward_traced(network, images) for _ in range(passes)]
-        logits[name] = torch.stack([one.logits for one in traced])
-        features[name], taken[name], kernel_px = traced[-1].features, traced[-1].taken, traced[-1].kernel_px
+        for number in range(passes):
+            traced = forward_traced(network, images)
+            if number == 0:
+                logits[name] = traced.logits.new_empty(passes, *traced.logits.shape)
+            logits[name][number] = traced.logits  # each to its place while it is still in the processor's cache
+        features[name], taken[name], kernel_px = traced.features, traced.taken, traced.kernel_px
     return Seen(pixels.to(images.device), logits, features, taken, tuple(labelled_pixels), kernel_px, embedding)
 
 

@@ -92,6 +92,8 @@ def cover(
             bare[new] = False
             for _, near in _balls(points, points[new], radius):
                 gain -= near.sum(axis=0)
+            # blocks of other sizes round otherwise, so that a case on the edge of a ball may leave it though it never came in
+            np.maximum(gain, 0, out=gain)
     return rows, gains
 
 

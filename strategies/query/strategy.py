@@ -58,7 +58,8 @@ class Seen:
     @property
     def probabilities(self) -> Tensor:
         """(M, B, C+1, H, W) of all models and passes together."""
-        return torch.cat([logits.softmax(dim=2) for logits in self.logits.values()])
+        said = [logits.softmax(dim=2) for logits in self.logits.values()]
+        return torch.cat(said) if len(said) > 1 else said[0]
 
 
 def as_they_are(columns: Columns) -> Columns:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from strategies.query import probcover as module
 from strategies.query.probcover import cover, probcover, pure_radius
 from strategies.query.vectors import unit_length
 from strategies.records import Scores
@@ -28,6 +32,19 @@ def test_the_largest_ball_comes_first_and_what_it_covers_counts_no_more() -> Non
     assert rows[0] in range(5)
     assert rows[1] in (5, 6, 7)
     assert rows[2] == 8
+
+
+def test_a_case_on_the_edge_that_rounding_moves_leaves_no_gain_below_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where balls are counted again, for what they cover no more, each reaches further than it did at first."""
+    balls, calls = module._balls, []
+
+    def rounded(points: NDArray[np.float32], centres: NDArray[np.float32], radius: float) -> Iterator[tuple[int, Any]]:
+        calls.append(radius)
+        return balls(points, centres, radius if len(calls) == 1 else 2 * radius)
+
+    monkeypatch.setattr(module, "_balls", rounded)
+    _, gains = cover(on_circle(*range(0, 60, 3)), None, 20, radius=0.08, rng=np.random.default_rng(0))
+    assert (gains >= 0).all()
 
 
 def test_what_is_annotated_is_covered() -> None:
