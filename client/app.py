@@ -11,29 +11,35 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from client.allocator import keep_freed_memory
+from client.annotate.oracle import none_read_in_vain
 from client.annotate.worklist import carry_out, collect
+from client.committee import committee, own_balance
 from client.egress import EgressLog
 from client.evaluate import evaluate
 from client.faults import SiteFault
 from client.gate import Policy, make_gate
+from client.kinds import told
 from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, network_with
 from client.sam_checkpoint import identity
 from client.sam_teacher import SAM, taught_by
-from client.score import demand_of, save_scores, score
+from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
-from client.stop import stopping_for_good
+from client.stop import blaming, stopping_for_good
+from client.store import ImageRow
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
 from strategies import wire
-from strategies.global_model import parts_of
+from strategies.query.units import unit_of
 from strategies.records import Annotation, Assessment, Joined, SiteUpdate
 
 Answer = Callable[[Site, Plan, wire.Request, Message], RecordDict]
@@ -51,7 +57,7 @@ def join(site: Site, plan: Plan, request: wire.Request, message: Message) -> Rec
             name=site.name,
             protocol=wire.PROTOCOL,
             classes=tuple(plan.classes),
-            sam=identity(site.settings.sam_checkpoint) if plan.sam.enabled and plan.sam.adapt != "none" else "",
+            sam=identity(site.settings.sam_checkpoint) if plan.needs_one_sam else "",
             cases=sum(counts.values()) - held_out if shared else None,
             labelled=counts.get("labelled", 0) if shared else None,
             unlabelled=counts.get("unlabelled", 0) if shared else None,
@@ -100,7 +106,8 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
-    return wire.pack_update(SiteUpdate(site.name, update, **(_told(site, models.reply) if site.shares_sums else {})))
+    told = {**_told(site, models.reply), **_effort(site, request)} if site.shares_sums else {}
+    return wire.pack_update(SiteUpdate(site.name, update, **told))
 
 
 def _why_unlabelled(site: Site) -> str:
@@ -133,6 +140,17 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
 
 
+def _effort(site: Site, request: wire.Request) -> dict[str, int]:
+    """What this run's labels have cost so far, and of how many patients they are; nothing below the site's `min_patients`.
+
+    So far is up to the request's tick: a repeated message is answered as at first.
+    """
+    patients = len({case.patient for case in site.store.labelled_in(request.run, tick=request.tick)})
+    if patients < site.settings.min_patients:
+        return {}
+    return {"minutes": round(site.store.minutes(request.run, tick=request.tick)), "patients": patients}
+
+
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Evaluate the global model on held-out patients and score the pool; only gated sums go back."""
     started = time.monotonic()
@@ -141,21 +159,30 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     sums = {}
     pictures = Pictures(site) if site.settings.save_pictures else None
     if site.shares_sums or pictures:
+        by_volume: dict[str, list[float]] = {}
+
+        def seen(image: ImageRow, truth: NDArray[np.uint8], mask: NDArray[np.uint8], dice: NDArray[np.float64]) -> None:
+            by_volume[image.id] = dice.tolist()
+            if pictures and image.role == "test":
+                pictures.see(image, truth, mask)
+
         for role in ("validation", "test"):
-            seen = pictures.see if pictures and role == "test" else None
             sums[role] = evaluate(site, network, plan.preprocess, role=role, classes=len(plan.classes), seen=seen)
+        site.store.set_dice(request.run, request.cycle, by_volume)
     if pictures:
         pictures.write(request.cycle)
-    local = load_models(site.workspace / "models" / "local.safetensors")
-    committee = [network]
-    if local is not None and (local.run, local.cycle) == (request.run, request.cycle) and plan.query.model != "global":
-        of_site = network_with(plan, parts_of(local.model).specialist).to(site.device)
-        committee = [of_site] if plan.query.model == "local" else [network, of_site]
-    scores = score(site, plan, committee, cycle=request.cycle)
-    save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
+    strategy = strategy_of(plan, progress=request.progress)
+    models = committee(site, plan, strategy, request, of_federation=network)
+    if models is None:
+        site.log.warning(f"cycle {request.cycle}: {plan.query.strategy} needs this site's own model, and none was trained last")
+        scores = unscored(site.store.cases("unlabelled"))
+    else:
+        scores = score(site, plan, strategy, models, cycle=request.cycle)
+        save_scores(site.workspace / "scores", scores, run=request.run, cycle=request.cycle)
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
-    demand = demand_of(scores, min_patients=site.settings.min_patients)
+    units = len({unit_of(case, plan.query.unit) for case in site.store.cases("unlabelled")})
+    demand = demand_of(scores, units=units, min_patients=site.settings.min_patients)
     seconds = time.monotonic() - started
     return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 
@@ -163,12 +190,26 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
 def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
     """Carry out the grant once, then take in the labels that are there; also the poll for labels that have arrived."""
     started = time.monotonic()
-    granted = carry_out(site, plan, run=request.run, cycle=request.cycle, cases=request.grant, tick=request.tick)
+    centroids = wire.unpack_weights(message.content.array_records["weights"])["centroids"] if request.kinds else None
+    granted = carry_out(
+        site,
+        plan,
+        run=request.run,
+        cycle=request.cycle,
+        cases=request.grant,
+        tick=request.tick,
+        progress=request.progress,
+        kinds=request.kinds,
+        centroids=centroids,
+    )
     collect(site, plan, run=request.run, cycle=request.cycle, tick=request.tick)
     if not site.shares_sums:
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
+    effort, balance = _effort(site, request), None
+    if effort and plan.query.model == "switch":
+        balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -178,9 +219,17 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             labelled=counts.get("labelled", 0) - later,
             unlabelled=counts.get("unlabelled", 0),
             skipped=counts.get("skipped", 0),
+            balance=balance,
             seconds=time.monotonic() - started,
+            **effort,
         )
     )
+
+
+def kinds(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
+    """A site's sums for finding kinds of cases with the others."""
+    sums, patients = told(site, plan, wire.unpack_weights(message.content.array_records["weights"]))
+    return wire.pack_kinds(site.name, sums, patients=patients)
 
 
 def _answered(answer: Answer, message: Message, context: Context) -> Message:
@@ -204,7 +253,9 @@ def _answered(answer: Answer, message: Message, context: Context) -> Message:
             )
         torch.set_num_threads(site.settings.threads)
         keep_freed_memory()
-        return Message(answer(site, plan, request, message), reply_to=message)
+        strategy = plan.query.strategy if request.cycle else f"{plan.query.cold_start} (of the first request)"
+        with blaming(strategy), none_read_in_vain(site):
+            return Message(answer(site, plan, request, message), reply_to=message)
 
 
 def _handle(answer: Answer) -> Callable[[Message, Context], Message]:
@@ -231,12 +282,13 @@ def policy_of(context: Context) -> Policy:
 
 
 def make_app() -> ClientApp:
-    """The ClientApp with its four messages, behind the gate."""
+    """The ClientApp with its five messages, behind the gate."""
     made = ClientApp(mods=[make_gate(policy_of)])
     made.query("join")(_handle(join))
     made.train()(_handle(train_round))
     made.query("assess")(_handle(assess))
     made.query("annotate")(_handle(annotate))
+    made.query("kinds")(_handle(kinds))
     return made
 
 

@@ -18,7 +18,8 @@ from strategies.metrics import dice_by_class
 from strategies.networks import class_map
 from strategies.records import Case, Sums
 
-Seen = Callable[[ImageRow, NDArray[np.uint8], NDArray[np.uint8]], None]
+Seen = Callable[[ImageRow, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]], None]
+"""Takes an image, its truth, its prediction, and the Dice of each class (C,), NaN where it is in neither."""
 
 
 def predicted_mask(site: Site, slices: Slices, network: nn.Module, image: ImageRow, cases: Sequence[Case]) -> NDArray[np.uint8]:
@@ -38,7 +39,7 @@ def evaluate(
     """Sums over the held-out volumes of a role (`validation` or `test`).
 
     Returns None where the site has none of them or where fewer than `min_patients` patients stand behind the sums: such
-    a metric would tell about a person. `seen` is called with each image, its truth and its prediction.
+    a metric would tell about a person. `seen` is called with what was seen of each image.
     """
     images = site.store.images(role)
     patients = len({image.patient for image in images})
@@ -60,7 +61,7 @@ def evaluate(
         for number in np.flatnonzero(np.isfinite(of_volume)):
             behind[number].add(image.patient)
         if seen is not None:
-            seen(image, truth, mask)
+            seen(image, truth, mask, of_volume)
     few = np.array([len(patients_of) < site.settings.min_patients for patients_of in behind])
     dice[few], counts[few] = 0.0, 0  # a class that hardly any patient has would tell about those patients
     return Sums(tuple(map(float, dice)), tuple(map(int, counts)), patients)

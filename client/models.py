@@ -63,13 +63,18 @@ def save_models(path: Path, models: LocalModels) -> None:
     write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
 
 
-def load_models(path: Path) -> LocalModels | None:
-    """What `save_models` wrote, or None where nothing was written or the file can't be read (the round is done again)."""
+def load_models(path: Path, *, run: str | None = None) -> LocalModels | None:
+    """What `save_models` wrote, or None where nothing was written or the file can't be read (the round is done again).
+
+    With `run` also None where it is of another run; then no weights are read.
+    """
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
+            if run not in (None, about["run"]):
+                return None
             about["step"] = int(about["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         networks: dict[str, dict[str, Tensor]] = {}

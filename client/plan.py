@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from client.faults import SiteFault
-from configs.schema import Network, Preprocess, Query, Sam, Settings, Train
+from configs.schema import Cost, Network, Preprocess, Query, Sam, Settings, Train
 from strategies.networks import build_network
 from strategies.records import Weights
 
@@ -25,6 +25,10 @@ class Plan(Settings):
     train: Train
     sam: Sam
     query: Query
+    cost: Cost = Cost()
+    needs_one_sam: bool = False
+    coordinated: bool = False
+    """Whether budgets follow kinds of cases that sites find together; otherwise nobody has a reason to ask for them."""
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Plan:
@@ -44,6 +48,7 @@ def network_for(plan: Plan) -> nn.Module:
         norm=plan.network.norm,
         dropout=plan.network.dropout,
         seed=plan.seed,
+        head=plan.network.head,
     )
     return network
 

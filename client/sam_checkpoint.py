@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from configs.schema import Sam as Settings
+from configs.schema import Run
 from strategies.sam_parts import SIZES, of_unit_scale, recognise
 
 SMALL = Path(__file__).with_name("weights") / "small_sam.safetensors"
@@ -59,19 +59,20 @@ def is_medsam(path: Path) -> bool:
     return "medsam" in path.name.lower()
 
 
-def check(settings: Settings) -> None:
+def check(run: Run) -> None:
     """Make sure, before anything is trained, that the checkpoint of a run can be used as its settings ask.
 
     Raises:
-        SamUnavailable: it can't be read, or is not of the size that is adapted.
+        SamUnavailable: it can't be read, or is not of the size that sites work on together.
     """
-    if not settings.enabled:
+    if not run.reads_sam:
         return
-    path = path_of(settings.checkpoint)
+    path = path_of(run.sam.checkpoint)
     size, _ = read(path)
-    if settings.adapt != "none" and size != settings.size:
+    if run.needs_one_sam and size != run.sam.size:
+        asks = f'sam.adapt = "{run.sam.adapt}" trains' if run.sam.adapt != "none" else 'budget.rule = "coordinated" takes'
         raise SamUnavailable(
-            f'{path} is a {size}, but sam.adapt = "{settings.adapt}" trains a SAM of sam.size = "{settings.size}": '
+            f'{path} is a {size}, but {asks} a SAM of sam.size = "{run.sam.size}": '
             f'set sam.size = "{size}", or name a checkpoint of the other size in sam.checkpoint'
         )
 

@@ -20,7 +20,7 @@ from client.models import LocalModels, load_models
 from client.plan import Plan, network_with
 from client.predict import batches
 from client.sam_teacher import SAM, Asked, SamTeacher
-from client.site import Site, Slices
+from client.site import Site, Slices, own_channels
 from client.upright import Turn, upright
 from configs.schema import Sam
 from strategies.global_model import parts_of
@@ -127,7 +127,7 @@ def look_at(site: Site, *, count: int) -> Looks:
     prediction = class_map(asked.probs)
     truth = slices.truths(cases).to(site.device, torch.int64) if held_out else None
     dice = None if truth is None else _dice(asked, prediction, truth, classes=len(plan.classes))
-    own = teacher.own_channels(images)
+    own = own_channels(images, plan.preprocess)
     answers = _answers(asked, plan.sam, turns)
     return Looks(
         cycle=models.cycle,

@@ -21,7 +21,7 @@ from client.plan import Plan
 from client.sam import Sam, load_sam
 from client.sam_adapt import BATCH, Lesson, fold, train_adapter
 from client.sam_cache import EmbeddingCache
-from client.site import Site, Slices
+from client.site import Site, Slices, own_channels
 from strategies.networks import class_map, mean_probabilities
 from strategies.randomness import numpy_rng, torch_generator
 from strategies.records import Case
@@ -179,7 +179,7 @@ class SamTeacher:
         # a round looks at so many at most; more would be read, and embedded, for nothing
         order = torch.randperm(len(lessons), generator=self._generator)[: self._settings.adapt_steps * BATCH]
         cases, images, labels = take([lessons[row] for row in sorted(order.tolist())])
-        images, embeddings = self.own_channels(images), None
+        images, embeddings = own_channels(images, self._plan.preprocess), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)
         learned, loss = train_adapter(
@@ -223,7 +223,7 @@ class SamTeacher:
                 f"{self._site.name} alone diverges, look at its labelled images and their masks"
             )
         settings = self._settings
-        images = self.own_channels(images)
+        images = own_channels(images, self._plan.preprocess)
         if settings.beside:
             probs = self._smoothed(cases, probs)
         prompts = prompts_from(probs, positives=settings.positives, negatives=settings.negatives)
@@ -252,11 +252,6 @@ class SamTeacher:
         """A generator for each case, other ones at each call."""
         self._calls += 1
         return [torch_generator(self._plan.seed, self._site.name, *self._when, "jitter", self._calls, case.id) for case in cases]
-
-    def own_channels(self, images: Tensor) -> Tensor:
-        """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""
-        channels, around = self._plan.preprocess.channels, self._plan.preprocess.neighbours
-        return images[:, around * channels : (around + 1) * channels]
 
     def _smoothed(self, cases: Sequence[Case], probs: Tensor) -> Tensor:
         """Predictions (B, C+1, H, W) of cases, half their own and a quarter of each slice's beside them."""

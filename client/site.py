@@ -47,13 +47,18 @@ class Ready:
 
 
 class Site:
-    """One hospital's workspace, opened for the length of one message."""
+    """One hospital's workspace, opened for the length of one message.
+
+    Attributes:
+        hidden_reads: the cases whose hidden labels were read meanwhile, once for each reading; a simulated expert's alone.
+    """
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
         self.settings: SiteSettings = load_site(workspace / "site.toml")
         self.name = self.settings.name
         self.log = site_log(workspace, self.name)
+        self.hidden_reads: list[str] = []
         self.store = Store.at(workspace / "site.db")
 
     def __enter__(self) -> Site:
@@ -251,6 +256,11 @@ class Slices:
         volumes = {name: self._site.truth(images[name]) for name in sorted({case.image for case in cases})}
         masks = [mask_to_network(volumes[case.image][case.index], self.image(case.image).place) for case in cases]
         return torch.from_numpy(np.stack(masks))
+
+
+def own_channels(images: Tensor, prepare: Preprocess) -> Tensor:
+    """The slice itself of 2.5D images (B, K·(2n + 1), H, W): SAM looks at one."""
+    return images[:, prepare.neighbours * prepare.channels : (prepare.neighbours + 1) * prepare.channels]
 
 
 def site_log(workspace: Path, name: str) -> logging.Logger:

@@ -16,6 +16,17 @@ CODE = "invariant-broken"
 
 
 @contextmanager
+def blaming(strategy: str) -> Iterator[None]:
+    """Put the name of the query strategy that a run has before what breaks an invariant: whoever wrote it looks there first."""
+    try:
+        yield
+    except SiteFault as fault:
+        if fault.code != CODE:
+            raise
+        raise SiteFault(CODE, f"strategy {strategy}: {fault}") from fault
+
+
+@contextmanager
 def stopping_for_good(site: Site) -> Iterator[None]:
     """Around the answer to a message: refuse it where the site has stopped, and stop the site where an invariant breaks.
 

@@ -9,91 +9,40 @@ change together or not at all.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ForeignKey, LargeBinary, UniqueConstraint, delete, func, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from client.database import mendable, open_engine
 from client.faults import SiteFault
+from client.tables import (
+    OLDER,
+    SCHEMA,
+    CaseTable,
+    DiceTable,
+    GrantTable,
+    ImageTable,
+    LabelTable,
+    MetaTable,
+    RequestTable,
+    bring_up,
+)
 from strategies.records import Case, Choice
-
-SCHEMA = 1
 
 STOPPED = "stopped"
 """The key under which the reason stands why the site stopped."""
 
+HELD_OUT = ("validation", "test")
+"""Roles of images that are states of their cases too; those of the role `pool` have the others."""
+
 LABELS_AT_ONCE = 64
 """So many labels are read with one query."""
-
-
-class _Base(DeclarativeBase):
-    pass
-
-
-class _Meta(_Base):
-    __tablename__ = "meta"
-    key: Mapped[str] = mapped_column(primary_key=True)
-    value: Mapped[str]
-
-
-class _Image(_Base):
-    __tablename__ = "images"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    patient: Mapped[str] = mapped_column(index=True)
-    path: Mapped[str]
-    role: Mapped[str]
-    truth: Mapped[str]
-    slices: Mapped[int]
-
-
-class _Case(_Base):
-    __tablename__ = "cases"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    patient: Mapped[str] = mapped_column(index=True)
-    image: Mapped[str] = mapped_column(ForeignKey("images.id"), index=True)
-    index: Mapped[int]
-    state: Mapped[str] = mapped_column(index=True)
-    reason: Mapped[str] = mapped_column(default="")
-
-
-class _Grant(_Base):
-    __tablename__ = "grants"
-    run: Mapped[str] = mapped_column(primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
-    cases: Mapped[int]
-    requested: Mapped[int]
-
-
-class _Request(_Base):
-    __tablename__ = "requests"
-    __table_args__ = (UniqueConstraint("case"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    case: Mapped[str] = mapped_column(ForeignKey("cases.id"))
-    run: Mapped[str]
-    number: Mapped[int]
-    tick: Mapped[int]
-    rank: Mapped[int]
-    score: Mapped[float]
-    reason: Mapped[str]
-    problem: Mapped[str] = mapped_column(default="")
-
-
-class _Label(_Base):
-    __tablename__ = "labels"
-    case: Mapped[str] = mapped_column(ForeignKey("cases.id"), primary_key=True)
-    run: Mapped[str]
-    cycle: Mapped[int]
-    tick: Mapped[int]
-    annotator: Mapped[str]
-    rows: Mapped[int]
-    columns: Mapped[int]
-    mask: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 @dataclass(frozen=True)
@@ -110,7 +59,10 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Request:
-    """An open question to the experts: which case, since when, why, and what was wrong with the last answer."""
+    """An open question to the experts: which case, since when, why, and what was wrong with the last answer.
+
+    `proposed` says whether what the expert begins with is kept already.
+    """
 
     case: Case
     number: int
@@ -119,6 +71,7 @@ class Request:
     score: float
     reason: str
     problem: str
+    proposed: bool
 
 
 class Store:
@@ -127,17 +80,13 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         with mendable(self._engine):
-            _Base.metadata.create_all(self._engine)
-        with self._session() as session:
-            found = session.get(_Meta, "schema")
-            if found is None:
-                session.add(_Meta(key="schema", value=str(SCHEMA)))
-            elif found.value != str(SCHEMA):
-                raise SiteFault(
-                    "storage",
-                    f"the site's database has schema {found.value}, this wardround reads schema {SCHEMA}: "
-                    "install the version that wrote it, or start a new workspace",
-                )
+            found = bring_up(self._engine)
+        if found not in ("", str(SCHEMA), *OLDER):
+            raise SiteFault(
+                "storage",
+                f"the site's database has schema {found}, this wardround reads schema {SCHEMA}: "
+                "install the version that wrote it, or start a new workspace",
+            )
 
     @classmethod
     def at(cls, path: Path) -> Store:
@@ -166,22 +115,22 @@ class Store:
         """Take an image and its cases into the pool (or the held-out sets); an image already there is left alone."""
         state = "unlabelled" if image.role == "pool" else image.role
         with self._session() as session:
-            if session.get(_Image, image.id) is not None:
+            if session.get(ImageTable, image.id) is not None:
                 return
-            session.add(_Image(**vars(image)))
+            session.add(ImageTable(**vars(image)))
             session.flush()
-            session.add_all(_Case(id=c.id, patient=c.patient, image=c.image, index=c.index, state=state) for c in cases)
+            session.add_all(CaseTable(id=c.id, patient=c.patient, image=c.image, index=c.index, state=state) for c in cases)
 
     def move_image(self, image_id: str, *, path: str, truth: str) -> None:
         """The image's files lie elsewhere now; its cases and labels stay."""
         with self._session() as session:
-            session.execute(update(_Image).where(_Image.id == image_id).values(path=path, truth=truth))
+            session.execute(update(ImageTable).where(ImageTable.id == image_id).values(path=path, truth=truth))
 
     def images(self, *roles: str) -> list[ImageRow]:
         """Images with one of the roles (all when none is given), by id."""
-        query = select(_Image).order_by(_Image.id)
+        query = select(ImageTable).order_by(ImageTable.id)
         if roles:
-            query = query.where(_Image.role.in_(roles))
+            query = query.where(ImageTable.role.in_(roles))
         with self._session() as session:
             return [
                 ImageRow(id=i.id, patient=i.patient, path=i.path, role=i.role, truth=i.truth, slices=i.slices)
@@ -190,23 +139,23 @@ class Store:
 
     def cases(self, *states: str) -> list[Case]:
         """Cases in one of the states (all when none is given), by id."""
-        query = select(_Case).order_by(_Case.id)
+        query = select(CaseTable).order_by(CaseTable.id)
         if states:
-            query = query.where(_Case.state.in_(states))
+            query = query.where(CaseTable.state.in_(states))
         with self._session() as session:
             return [_case(c) for c in session.scalars(query)]
 
     def counts(self) -> dict[str, int]:
         """State to number of cases."""
         with self._session() as session:
-            return dict(session.execute(select(_Case.state, func.count()).group_by(_Case.state)).tuples().all())
+            return dict(session.execute(select(CaseTable.state, func.count()).group_by(CaseTable.state)).tuples().all())
 
     def skip(self, case_ids: Iterable[str], *, reason: str) -> None:
         """Set unlabelled cases aside for a stated reason; they are never scored or asked for again."""
         with self._session() as session:
             session.execute(
-                update(_Case)
-                .where(_Case.id.in_(list(case_ids)), _Case.state == "unlabelled")
+                update(CaseTable)
+                .where(CaseTable.id.in_(list(case_ids)), CaseTable.state == "unlabelled")
                 .values(state="skipped", reason=reason)
             )
 
@@ -215,26 +164,26 @@ class Store:
     def granted(self, run: str, number: int) -> int | None:
         """How many cases were requested under a grant, or None while it has not been carried out."""
         with self._session() as session:
-            grant = session.get(_Grant, (run, number))
+            grant = session.get(GrantTable, (run, number))
             return None if grant is None else grant.requested
 
     def request(self, run: str, number: int, *, cases: int, choices: Sequence[Choice], tick: int) -> int:
         """Carry out a grant once: its choices become requests and its cases `requested`. Repeats change nothing."""
         with self._session() as session:
-            grant = session.get(_Grant, (run, number))
+            grant = session.get(GrantTable, (run, number))
             if grant is not None:
                 return grant.requested
             for rank, choice in enumerate(choices, start=1):
                 moved = session.execute(
-                    update(_Case)
-                    .where(_Case.id == choice.case_id, _Case.state == "unlabelled")
+                    update(CaseTable)
+                    .where(CaseTable.id == choice.case_id, CaseTable.state == "unlabelled")
                     .values(state="requested")
-                    .returning(_Case.id)
+                    .returning(CaseTable.id)
                 ).all()
                 if len(moved) != 1:
                     raise SiteFault("invariant-broken", f"case {choice.case_id} was chosen but is not unlabelled")
                 session.add(
-                    _Request(
+                    RequestTable(
                         case=choice.case_id,
                         run=run,
                         number=number,
@@ -244,40 +193,93 @@ class Store:
                         reason=choice.reason,
                     )
                 )
-            session.add(_Grant(run=run, number=number, cases=cases, requested=len(choices)))
+            session.add(GrantTable(run=run, number=number, cases=cases, requested=len(choices)))
             return len(choices)
 
     def open_requests(self) -> list[Request]:
         """Requests without a label yet, oldest and best first."""
         query = (
-            select(_Request, _Case).join(_Case, _Case.id == _Request.case).where(_Case.state == "requested").order_by(_Request.id)
+            select(RequestTable, CaseTable)
+            .join(CaseTable, CaseTable.id == RequestTable.case)
+            .where(CaseTable.state == "requested")
+            .order_by(RequestTable.id)
         )
         with self._session() as session:
             return [
-                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem)
+                Request(_case(c), r.number, r.tick, r.rank, r.score, r.reason, r.problem, r.proposal is not None)
                 for r, c in session.execute(query).tuples()
             ]
 
     def is_requested(self, case_id: str) -> bool:
         with self._session() as session:
-            case = session.get(_Case, case_id)
+            case = session.get(CaseTable, case_id)
             return case is not None and case.state == "requested"
 
     def set_problem(self, case_id: str, problem: str) -> None:
         """Note what was wrong with an answer; an empty text clears it. The request stays open."""
         with self._session() as session:
-            session.execute(update(_Request).where(_Request.case == case_id).values(problem=problem))
+            session.execute(update(RequestTable).where(RequestTable.case == case_id).values(problem=problem))
 
     # -------------------------------------------------------------------------------------------------------- labels
 
-    def add_label(self, case_id: str, mask: NDArray[np.uint8], *, run: str, cycle: int, tick: int, annotator: str) -> None:
+    def set_proposal(self, case_id: str, mask: NDArray[np.uint8]) -> None:
+        """Keep what the expert begins with, (rows, columns) uint8; the first one stays."""
+        packed = zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes())
+        with self._session() as session:
+            session.execute(
+                update(RequestTable).where(RequestTable.case == case_id, RequestTable.proposal.is_(None)).values(proposal=packed)
+            )
+
+    def proposal(self, case_id: str, *, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """What the expert began with; None for an empty slice."""
+        with self._session() as session:
+            packed = session.scalar(select(RequestTable.proposal).where(RequestTable.case == case_id))
+        return None if packed is None else np.frombuffer(zlib.decompress(packed), dtype=np.uint8).reshape(shape).copy()
+
+    def opens_image(self, case_id: str) -> bool:
+        """Whether a requested case is the first of its image under its grant: the expert opens the image for it."""
+        with self._session() as session:
+            mine = session.scalars(select(RequestTable).where(RequestTable.case == case_id)).one()
+            image = session.scalars(select(CaseTable.image).where(CaseTable.id == case_id)).one()
+            before = (
+                select(func.count())
+                .select_from(RequestTable)
+                .join(CaseTable, CaseTable.id == RequestTable.case)
+                .where(
+                    RequestTable.run == mine.run,
+                    RequestTable.number == mine.number,
+                    RequestTable.id < mine.id,
+                    CaseTable.image == image,
+                )
+            )
+            return not session.scalar(before)
+
+    def minutes(self, run: str, *, tick: int) -> float:
+        """What the run's labels up to `tick` cost the experts; labels of before the cost was kept count 0."""
+        with self._session() as session:
+            mine = (LabelTable.run == run, LabelTable.tick <= tick)
+            return float(session.scalar(select(func.coalesce(func.sum(LabelTable.minutes), 0.0)).where(*mine)) or 0.0)
+
+    def add_label(
+        self,
+        case_id: str,
+        mask: NDArray[np.uint8],
+        *,
+        run: str,
+        cycle: int,
+        tick: int,
+        annotator: str,
+        minutes: float | None = None,
+    ) -> None:
         """Store a label, (rows, columns) uint8, and move its case to `labelled`, together.
+
+        `minutes` is what it cost the expert, by the run's model of effort.
 
         Raises:
             SiteFault: the case was never requested; taking it would let a label in that nobody granted.
         """
         with self._session() as session:
-            case = session.get(_Case, case_id)
+            case = session.get(CaseTable, case_id)
             if case is None or case.state != "requested":
                 raise SiteFault(
                     "invariant-broken", f"a label came for case {case_id}, which is {case.state if case else 'unknown'}"
@@ -285,18 +287,19 @@ class Store:
             case.state = "labelled"
             rows, columns = mask.shape
             session.add(
-                _Label(
+                LabelTable(
                     case=case_id,
                     run=run,
                     cycle=cycle,
                     tick=tick,
                     annotator=annotator,
+                    minutes=minutes,
                     rows=rows,
                     columns=columns,
                     mask=zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes()),
                 )
             )
-            session.execute(update(_Request).where(_Request.case == case_id).values(problem=""))
+            session.execute(update(RequestTable).where(RequestTable.case == case_id).values(problem=""))
 
     def label(self, case_id: str) -> NDArray[np.uint8]:
         """The expert's mask of a labelled case, (rows, columns), on the original grid."""
@@ -311,69 +314,120 @@ class Store:
         for start in range(0, len(case_ids), LABELS_AT_ONCE):
             some = case_ids[start : start + LABELS_AT_ONCE]
             with self._session() as session:
-                rows = {row.case: row for row in session.scalars(select(_Label).where(_Label.case.in_(some)))}
+                rows = {row.case: row for row in session.scalars(select(LabelTable).where(LabelTable.case.in_(some)))}
                 masks = [_unpacked(rows[case_id]) for case_id in some]
             yield from masks
 
+    def costs(self) -> list[tuple[str, float]]:
+        """Each label's case and what it cost in minutes, in the order in which they came; 0 where that is not known."""
+        query = select(LabelTable.case, LabelTable.minutes).order_by(LabelTable.tick, LabelTable.case)
+        with self._session() as session:
+            return [(case, minutes or 0.0) for case, minutes in session.execute(query).tuples()]
+
+    def labelled_in(self, run: str, *, tick: int) -> list[Case]:
+        """The cases that were labelled in a run up to `tick`, in the order in which the labels came."""
+        query = (
+            select(CaseTable)
+            .join(LabelTable, LabelTable.case == CaseTable.id)
+            .where(LabelTable.run == run, LabelTable.tick <= tick)
+            .order_by(LabelTable.tick, CaseTable.id)
+        )
+        with self._session() as session:
+            return [_case(row) for row in session.scalars(query)]
+
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""
-        first = func.min(_Request.id)
-        query = select(_Case.patient).join(_Request, _Request.case == _Case.id).group_by(_Case.patient).order_by(first)
+        first = func.min(RequestTable.id)
+        query = (
+            select(CaseTable.patient)
+            .join(RequestTable, RequestTable.case == CaseTable.id)
+            .group_by(CaseTable.patient)
+            .order_by(first)
+        )
         with self._session() as session:
             return list(session.scalars(query))
 
     def received(self, run: str, cycle: int, *, tick: int) -> int:
         """Labels that arrived while the run was in `cycle`, up to `tick`: a sum, so asking again gives the same."""
         with self._session() as session:
-            mine = (_Label.run == run, _Label.cycle == cycle, _Label.tick <= tick)
-            return int(session.scalar(select(func.count()).select_from(_Label).where(*mine)) or 0)
+            mine = (LabelTable.run == run, LabelTable.cycle == cycle, LabelTable.tick <= tick)
+            return int(session.scalar(select(func.count()).select_from(LabelTable).where(*mine)) or 0)
 
     def received_after(self, run: str, *, tick: int) -> int:
         """Labels of this run that came after `tick`: those that an answer given again must not know of yet."""
         with self._session() as session:
-            later = (_Label.run == run, _Label.tick > tick)
-            return int(session.scalar(select(func.count()).select_from(_Label).where(*later)) or 0)
+            later = (LabelTable.run == run, LabelTable.tick > tick)
+            return int(session.scalar(select(func.count()).select_from(LabelTable).where(*later)) or 0)
+
+    # ---------------------------------------------------------------------------------------------------------- dice
+
+    def set_dice(self, run: str, cycle: int, dice: Mapping[str, Sequence[float]]) -> None:
+        """Keep the Dice by class of held-out volumes in a cycle, image id to (C,); NaN, where a class counts not, is left out."""
+        with self._session() as session:
+            for image, by_class in dice.items():
+                for class_, value in enumerate(by_class, start=1):
+                    if np.isfinite(value):
+                        session.merge(DiceTable(run=run, cycle=cycle, image=image, class_=class_, dice=float(value)))
+
+    def dice(self, cycle: int, role: str) -> dict[str, float]:
+        """Patient to mean Dice in a cycle over classes, then over the volumes of the patient, of a held-out role."""
+        query = (
+            select(ImageTable.patient, DiceTable.image, func.avg(DiceTable.dice))
+            .join(ImageTable, ImageTable.id == DiceTable.image)
+            .where(DiceTable.cycle == cycle, ImageTable.role == role)
+            .group_by(ImageTable.patient, DiceTable.image)
+        )
+        volumes: dict[str, list[float]] = {}
+        with self._session() as session:
+            for patient, _, mean in session.execute(query).tuples():
+                volumes.setdefault(patient, []).append(float(mean))
+        return {patient: sum(dice) / len(dice) for patient, dice in sorted(volumes.items())}
 
     # ---------------------------------------------------------------------------------------------------- invariants
 
     def check_conserved(self) -> None:
-        """The pool adds up: every case has one state, and labels, requests and states tell the same story.
+        """The pool adds up: every case has one state, which fits its image's role, its request and its label.
+
+        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was.
 
         Raises:
-            SiteFault: with code `invariant-broken` and the numbers that disagree.
+            SiteFault: with code `invariant-broken`, the numbers that disagree and a case that they disagree about.
         """
         with self._session() as session:
-            slices = int(session.scalar(select(func.coalesce(func.sum(_Image.slices), 0))) or 0)
-            cases = int(session.scalar(select(func.count()).select_from(_Case)) or 0)
-            by_state = dict(session.execute(select(_Case.state, func.count()).group_by(_Case.state)).tuples().all())
-            labels = int(session.scalar(select(func.count()).select_from(_Label)) or 0)
-            requests = int(session.scalar(select(func.count()).select_from(_Request)) or 0)
-        asked = by_state.get("requested", 0) + by_state.get("labelled", 0)
-        for what, left, right in (
-            ("slices of all images and cases", slices, cases),
-            ("labels stored and cases labelled", labels, by_state.get("labelled", 0)),
-            ("requests made and cases requested or labelled", requests, asked),
-        ):
-            if left != right:
-                raise SiteFault("invariant-broken", f"the pool does not add up: {what} are {left} and {right}")
+            slices = int(session.scalar(select(func.coalesce(func.sum(ImageTable.slices), 0))) or 0)
+            cases = int(session.scalar(select(func.count()).select_from(CaseTable)) or 0)
+            by_state = dict(session.execute(select(CaseTable.state, func.count()).group_by(CaseTable.state)).tuples().all())
+            labels = int(session.scalar(select(func.count()).select_from(LabelTable)) or 0)
+            requests = int(session.scalar(select(func.count()).select_from(RequestTable)) or 0)
+            asked = by_state.get("requested", 0) + by_state.get("labelled", 0)
+            for what, left, right in (
+                ("slices of all images and cases", slices, cases),
+                ("labels stored and cases labelled", labels, by_state.get("labelled", 0)),
+                ("requests made and cases requested or labelled", requests, asked),
+            ):
+                if left != right:
+                    told = f"the pool does not add up: {what} are {left} and {right}{_at_odds(session)}"
+                    raise SiteFault("invariant-broken", told)
+            if odd := _at_odds(session):
+                raise SiteFault("invariant-broken", f"the pool does not add up{odd}")
 
     def stop(self, reason: str) -> None:
         """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
         with self._session() as session:
-            if session.get(_Meta, STOPPED) is None:
-                session.add(_Meta(key=STOPPED, value=reason))
+            if session.get(MetaTable, STOPPED) is None:
+                session.add(MetaTable(key=STOPPED, value=reason))
 
     @property
     def stopped(self) -> str | None:
         """Why the site has stopped, or None while it goes on."""
         with self._session() as session:
-            found = session.get(_Meta, STOPPED)
+            found = session.get(MetaTable, STOPPED)
             return None if found is None else found.value
 
     def clear(self) -> None:
         """The site goes on."""
         with self._session() as session:
-            session.execute(delete(_Meta).where(_Meta.key == STOPPED))
+            session.execute(delete(MetaTable).where(MetaTable.key == STOPPED))
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -381,9 +435,29 @@ class Store:
             yield session
 
 
-def _case(row: _Case) -> Case:
+def _case(row: CaseTable) -> Case:
     return Case(id=row.id, patient=row.patient, image=row.image, index=row.index)
 
 
-def _unpacked(label: _Label) -> NDArray[np.uint8]:
+def _unpacked(label: LabelTable) -> NDArray[np.uint8]:
     return np.frombuffer(zlib.decompress(label.mask), dtype=np.uint8).reshape(label.rows, label.columns).copy()
+
+
+def _at_odds(session: Session) -> str:
+    """Names the first case whose state says something else than its image, or the tables of labels and requests.
+
+    Empty where there is none; a lost case has no name.
+    """
+    found = session.execute(select(CaseTable.id, CaseTable.state, ImageTable.role).join(ImageTable)).tuples().all()
+    state_of = {case: state for case, state, _ in found}
+    labelled, asked = (set(session.scalars(select(table.case))) for table in (LabelTable, RequestTable))
+    for case in sorted({*state_of, *labelled, *asked}):
+        state = state_of.get(case, "unknown")
+        if (state == "labelled") != (case in labelled) or (state in ("requested", "labelled")) != (case in asked):
+            return f"; case {case} is {state}, {'has a' if case in labelled else 'has no'} label, and was " + (
+                "requested" if case in asked else "not requested"
+            )
+    for case, state, role in sorted(found):
+        if state != role and (role != "pool" or state in HELD_OUT):
+            return f"; case {case} is {state}, and its image is of role {role}"
+    return ""

@@ -28,11 +28,15 @@ from strategies.records import Case, Weights
 from strategies.semi import FRAMEWORKS, Framework
 from strategies.semi.augment import Intensity, Warp, draw_intensity, draw_warp
 from strategies.semi.batch import Batch, Time
+from strategies.semi.losses import evidential, supervised
 from strategies.semi.mean_teacher import carry_over, make_teacher, update_teacher
 from strategies.semi.ramps import line, ramp_down, ramp_up
 from strategies.semi.sam_target import sam_loss
 
 State = dict[str, Tensor]
+
+LOSSES = {"softmax": supervised, "evidential": evidential}
+"""What a network learns labels by, as its head has it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,9 @@ def train(
             if anchor:
                 terms["proximal"] = _distance(learning, anchor)
             total = _weighted(terms, framework, plan, step, when.total_steps)
+            optimiser.param_groups[0]["lr"] = plan.train.learning_rate * line(
+                when.total_steps - step, total=when.total_steps, start=plan.train.learning_rate_end
+            )
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
@@ -233,7 +240,7 @@ class _Draw:
             if warp is not None and intensity is not None:
                 images, labels = intensity.images(warp.images(images)), warp.labels(labels)
             warp, intensity = (None, None) if others_seen is None else self._view(others_seen)
-            yield Batch(images, labels, others_seen, warp, intensity), cases
+            yield Batch(images, labels, others_seen, warp, intensity, LOSSES[self._plan.network.head]), cases
 
     def _view(self, images: Tensor) -> tuple[Warp | None, Intensity | None]:
         if not self._plan.train.augment:

@@ -100,8 +100,10 @@ def read_object(path: Path, *, keys: Iterable[str] = (), remedy: str) -> dict[st
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, remedy: str = "wait for it to end, or choose another folder") -> Iterator[None]:
+def locked(folder: Path, *, remedy: str = "wait for it to end, or choose another folder", wait: bool = False) -> Iterator[None]:
     """Hold the folder's lock; the lock goes with the process, so a killed one leaves nothing to clean up.
+
+    With `wait` another process is waited for.
 
     Raises:
         FolderInUse: another process holds it.
@@ -110,7 +112,7 @@ def locked(folder: Path, *, remedy: str = "wait for it to end, or choose another
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another wardround process: {remedy}") from None
     except OSError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from strategies.query import STRATEGIES, fault_of
 from strategies.semi import FRAMEWORKS
 
 if TYPE_CHECKING:
@@ -19,9 +20,20 @@ else:
     FrameworkName = Literal[tuple(FRAMEWORKS)]
 """As the table has them: a type checker can't read it, whoever loads a configuration can."""
 
+
+def _known_query(name: str) -> str:
+    fault = fault_of(name)
+    if fault is not None:
+        raise ValueError(fault)
+    return name
+
+
+QueryName = Annotated[str, AfterValidator(_known_query)]
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 HeldOut = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
 """Names become folders: no path, no leading dot."""
@@ -74,6 +86,10 @@ class Split(Settings):
     split_seed: Count = Field(0, description="draws sites and held-out patients; does not move with seed")
     test_fraction: HeldOut = Field(0.25, description="share of each site's patients held out for test; one at least")
     validation_fraction: HeldOut = Field(0.15, description="share of each site's patients for validation; one at least")
+    folds: Count = Field(
+        0, description="part each site's patients into so many, and hold out one part for test instead of test_fraction; 0: don't"
+    )
+    fold: Count = Field(0, description="the part that is held out, from 0 on; `wardround compare` runs them all")
     start: Literal["any", "foreground"] = Field(
         "any", description="what a site's first cases are drawn from: its whole pool, or the slices in it that show a class"
     )
@@ -104,7 +120,12 @@ class Network(Settings):
 
     name: Literal["unet_tiny", "unet_small", "unet"] = Field("unet", description="MONAI UNet: 0.1, 0.4, 1.6 M parameters")
     norm: Literal["instance", "group"] = Field("instance", description="normalisation; never BatchNorm")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout, needed above 0 by bald")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout in the two deepest levels, needed above 0 by bald and vote_entropy"
+    )
+    head: Literal["softmax", "evidential"] = Field(
+        "softmax", description="evidential: the network says how much evidence it has (and is trained to), as feal needs it"
+    )
 
 
 class Train(Settings):
@@ -116,6 +137,9 @@ class Train(Settings):
     batch_labelled: Positive = Field(8, description="labelled images in a batch")
     batch_unlabelled: Positive = Field(8, description="unlabelled images in a batch, for semi-supervised frameworks")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="AdamW learning rate")
+    learning_rate_end: Fraction = Field(
+        1.0, description="share of it that is left at the end of the run (of each cycle, where weights begin anew); 1: all"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW weight decay")
     consistency_weight: Annotated[float, Field(ge=0)] = Field(
         1.0,
@@ -176,29 +200,32 @@ class Sam(Settings):
 class Query(Settings):
     """Which cases a site asks its experts for."""
 
-    strategy: Literal[
-        "random",
-        "random_fg",
-        "entropy",
-        "bald",
-        "coreset",
-        "entropy+stochastic",
-        "entropy+power",
-        "bald+stochastic",
-        "bald+power",
-    ] = Field("entropy", description="how cases are scored, and after a + how they are chosen by the score")
+    strategy: QueryName = Field(
+        "entropy", description="how cases are scored, and after a + how they are chosen; `wardround strategies` lists them"
+    )
+    cold_start: Literal["random", "typiclust", "probcover"] = Field(
+        "random", description="how a run's first cases are chosen, where a site names none: at random, or by SAM's embeddings"
+    )
     unit: Literal["slice", "volume", "patient"] = Field(
         "slice", description="what an expert is asked for at a time, and what budgets count; labels count slices"
     )
-    model: Literal["global", "local", "both"] = Field("global", description="whose prediction is scored")
-    passes: Annotated[int, Field(ge=2)] = Field(8, description="forward passes of bald")
+    model: Literal["global", "local", "both", "switch"] = Field(
+        "global", description="whose prediction is scored; switch: each site's is chosen by how far they differ (FairFAL)"
+    )
+    passes: Positive = Field(8, description="forward passes with dropout of bald and vote_entropy; 1, without it, for two models")
+    per_patient: Positive = Field(1, description="cases of a patient in a batch that +cap lets through")
     power_beta: Annotated[float, Field(gt=0)] = Field(1.0, description="beta of the power wrapper")
 
 
 class Budget(Settings):
     """How many cases experts are asked for."""
 
-    rule: Literal["fixed", "proportional"] = Field("fixed", description="per site equal, or by pool size")
+    rule: Literal["fixed", "proportional", "adaptive", "coordinated"] = Field(
+        "fixed",
+        description="per site equal, by pool size, by how unsure the model is of the cases that would come next, or by kinds of "
+        "cases that sites find together from sums; a site of unknown pool gets the equal share",
+    )
+    floor: Fraction = Field(0.5, description="share of per_cycle that adaptive grants every site in any case")
     cold_start: Positive = Field(4, description="cases per site before any training")
     per_cycle: Count = Field(4, description="cases per site and cycle after it (on average, when proportional)")
 
@@ -224,6 +251,16 @@ class Privacy(Settings):
 
     share: Literal["updates", "updates+sums"] = Field("updates+sums", description="updates alone, or gated sums as well")
     min_patients: Positive = Field(1, description="a metric over fewer patients is withheld")
+
+
+class Cost(Settings):
+    """What a label costs an expert, in minutes, by a stated model (`strategies/effort.py`); 0 leaves a part out."""
+
+    image: NotNegative = Field(0.5, description="opening an image, once for all its slices that are asked for together")
+    slice: NotNegative = Field(0.1, description="looking at a slice")
+    contour: NotNegative = Field(0.1, description="each contour that is drawn")
+    length_px: NotNegative = Field(0.0025, description="each pixel of a contour's length, on the image's own grid")
+    proposals: bool = Field(True, description="simulated experts begin with the site's model's mask, and correct it")
 
 
 class Experts(Settings):
@@ -256,6 +293,7 @@ class Run(Settings):
     federation: Federation = Federation()
     privacy: Privacy = Privacy()
     experts: Experts = Experts()
+    cost: Cost = Cost()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Run:
@@ -263,6 +301,17 @@ class Run(Settings):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def reads_sam(self) -> bool:
+        """Whether sites need SAM at all: it takes part in training, or cases are chosen by its embeddings."""
+        needs = (*STRATEGIES[self.query.strategy.split("+")[0]].needs, *STRATEGIES[self.query.cold_start].needs)
+        return self.sam.enabled or "embeddings" in needs
+
+    @property
+    def needs_one_sam(self) -> bool:
+        """Whether all sites must have the same SAM: they learn for it together, or put their embeddings together."""
+        return (self.sam.enabled and self.sam.adapt != "none") or self.budget.rule == "coordinated"
 
     @property
     def rounds_with_sam(self) -> int:
@@ -285,7 +334,12 @@ class Run(Settings):
         return []
 
     def _faults_of_data(self) -> Iterator[str]:
-        if self.split.test_fraction + self.split.validation_fraction >= 1:
+        folds = self.split.folds
+        if folds == 1:
+            yield "split.folds must be 2 or more, so that there is a part to train on; or 0, for split.test_fraction"
+        if self.split.fold >= max(folds, 1):
+            yield f"split.fold counts from 0, and stays below split.folds = {folds}"
+        if (1 / folds if folds else self.split.test_fraction) + self.split.validation_fraction >= 1:
             yield "split.test_fraction + split.validation_fraction must stay below 1: no patient is left to train on"
         if self.split.sites == "scanner" and self.data.format in ("phantom", "dicom"):
             yield 'split.sites = "scanner" restyles NIfTI and pictures; for DICOM use "column"'
@@ -305,8 +359,34 @@ class Run(Settings):
         return self.federation.cycles > 1 and self.federation.restart == "continue"
 
     def _faults_of_learning(self) -> Iterator[str]:
-        if self.query.strategy.startswith("bald") and self.network.dropout == 0:
-            yield "query.strategy bald compares passes with dropout: set network.dropout above 0, e.g. 0.1"
+        query = STRATEGIES[self.query.strategy.split("+")[0]]
+        if "dropout" in query.needs and self.query.passes == 1 and self.query.model != "both":
+            yield (
+                f"query.strategy {self.query.strategy} compares predictions, and query.passes = 1 leaves one: set it to 2 or "
+                'more, or compare two models with query.model = "both"'
+            )
+        elif "dropout" in query.needs and self.query.passes > 1 and self.network.dropout == 0:
+            yield (
+                f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1; or "
+                'compare two models without it, with query.model = "both" and query.passes = 1'
+            )
+        if "evidential head" in query.needs and self.network.head != "evidential":
+            yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
+        if self.budget.rule == "coordinated":
+            if self.query.strategy not in ("typiclust", "probcover"):
+                yield (
+                    'budget.rule = "coordinated" shares out kinds of cases, by which a site then chooses: it takes '
+                    f'query.strategy = "typiclust" or "probcover", not "{self.query.strategy}"'
+                )
+            if self.query.unit != "slice":
+                yield f'budget.rule = "coordinated" shares out slices: it takes query.unit = "slice", not "{self.query.unit}"'
+        if self.budget.rule == "adaptive" and query.file == "feal":
+            yield (
+                'budget.rule = "adaptive" compares scores of different sites, and feal scales its scores within each pool: '
+                'set budget.rule = "fixed" or "proportional"'
+            )
+        if query.file == "badge" and self.network.head == "evidential":
+            yield f'query.strategy {self.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
         sam = self.sam
         if sam.enabled and not (sam.box or sam.positives or sam.mask):
             yield (

@@ -10,6 +10,8 @@ import os
 import platform
 import secrets
 import subprocess
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,7 @@ from configs.schema import Run
 from server.checkpoint import Ledger, State, save_weights
 from server.history import History, event
 from server.progress import progress_for
-from server.rounds import Federation, run_rounds
+from server.rounds import Federation, Progress, run_rounds
 from server.sites import FederationFault, join
 from strategies.global_model import GlobalModel
 from strategies.networks import build_network
@@ -52,8 +54,8 @@ def main(grid: Grid, context: Context) -> None:
     coordinate(grid, Path(str(folder)), engine=str(context.run_config.get("engine", "flower")))
 
 
-def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
-    """The run in `folder` from its configuration and checkpoint to its end.
+def coordinate(grid: Grid, folder: Path, *, engine: str, shown: Progress | None = None) -> None:
+    """The run in `folder` from its configuration and checkpoint to its end; `shown` takes the place of a display of its own.
 
     Raises:
         FederationFault: too few sites; what was done is kept.
@@ -61,7 +63,7 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
     """
     run = load(folder / "config.toml")
     torch.set_num_threads(run.threads)
-    with locked(folder / "checkpoint"), progress_for(run.name) as progress:
+    with locked(folder / "checkpoint"), nullcontext(shown) if shown else progress_for(run.name) as progress:
         history = History(folder / "history.jsonl")
         if history.ended:
             return
@@ -86,14 +88,11 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
                 + (f". Refused: {why}. {problems.remedy}" if why else "")
             )
         if ledger.resumed:
+            ledger.state = with_newcomers(ledger.state, pools)
             ledger.note(event("resume", sites={name: {} for name in pools}), *problems.events("join", cycle=0, round=0))
         ledger.once(
             lambda state: (
-                replace(
-                    state,
-                    unlabelled={name: pool["unlabelled"] for name, pool in pools.items()},
-                    labelled={name: pool["labelled"] for name, pool in pools.items()},
-                ),
+                with_newcomers(state, pools),
                 [
                     event("start", **about(run, engine)),
                     event("join", sites=pools),
@@ -104,6 +103,19 @@ def coordinate(grid: Grid, folder: Path, *, engine: str) -> None:
         federation = Federation(run, sites, lambda: initial_weights(run), folder, progress)
         run_rounds(federation, ledger)
         finish(ledger, folder, run)
+
+
+def with_newcomers(state: State, pools: Mapping[str, Mapping[str, Any]]) -> State:
+    """The state with what sites told of their pools as they joined, where it knows nothing of them yet.
+
+    A site that could not join at first does so at a resume, and may be granted something before it is asked anything else.
+    """
+    told = {key: {name: pool[key] for name, pool in pools.items()} for key in ("unlabelled", "labelled")}
+    return replace(
+        state,
+        unlabelled={**told["unlabelled"], **state.unlabelled},
+        labelled={**told["labelled"], **state.labelled},
+    )
 
 
 def finish(ledger: Ledger, folder: Path, run: Run) -> None:
@@ -136,6 +148,7 @@ def initial_weights(run: Run) -> Weights:
             norm=run.network.norm,
             dropout=run.network.dropout,
             seed=seed,
+            head=run.network.head,
         )
         return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
 
@@ -149,9 +162,10 @@ def initial_weights(run: Run) -> Weights:
 
 def settings_for_sites(run: Run) -> dict[str, Any]:
     """What sites need to know of the run, and nothing about where the coordinator keeps things."""
-    shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query"})
+    shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query", "cost"})
     sam = run.sam.model_dump(mode="json", exclude={"checkpoint"})
-    return {**shared, "sam": sam, "classes": run.class_names}
+    ours = {"needs_one_sam": run.needs_one_sam, "coordinated": run.budget.rule == "coordinated"}
+    return {**shared, **ours, "sam": sam, "classes": run.class_names}
 
 
 def about(run: Run, engine: str) -> dict[str, Any]:

@@ -34,9 +34,14 @@ class State:
         weights: the global model.
         momenta: state of the server's optimiser, by name; empty without one.
         tick: rounds and polls so far, the clock of simulated experts.
-        unlabelled: pool size by site, None where withheld.
+        unlabelled: pool size by site in cases, None where withheld.
+        units: the same as `query.unit` counts, of the sites that answered the last assessment.
         labelled: labels by site, None where withheld.
+        quantiles: of the scores in each site's pool at the last assessment; empty where withheld.
+        balance: how level classes are in what each site has annotated, None where withheld.
         grants: what each site may ask for in the cycle at hand.
+        kinds: which kinds of cases each site was given in `kinds_cycle`, and `centroids` where these lie; empty where sites
+            choose without each other.
         owed: requests that a site gave no answer to, cycle (as text) to cases; repeated when the site answers again.
         late: sites that gave no answer in the last step.
         best_dice, best_cycle: best validation Dice and its cycle; None before the first assessment that shares it.
@@ -48,8 +53,14 @@ class State:
     momenta: Weights = field(default_factory=dict)
     tick: int = 0
     unlabelled: Mapping[str, int | None] = field(default_factory=dict)
+    units: Mapping[str, int | None] = field(default_factory=dict)
     labelled: Mapping[str, int | None] = field(default_factory=dict)
+    quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    balance: Mapping[str, float | None] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    kinds_cycle: int = -1
+    centroids: Sequence[Sequence[float]] = ()
     owed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     late: Sequence[str] = ()
     best_dice: float | None = None

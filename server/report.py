@@ -102,6 +102,7 @@ def render(record: Record) -> str:
         dice_missing=_dice_missing(assessed),
         class_plot=plots.class_plot(record),
         label_plot=effort.label_plot(record),
+        unit_of_grants=sums.unit_of_grants(record),
         labels_withheld=any(cell.received is None for cell in sums.labels(record).values()),
         traffic_plot=effort.traffic_plot(record),
         steps=sums.traffic_by_step(record),
@@ -191,13 +192,14 @@ def _labels_tile(record: Record) -> Tile:
     used = next((whole(e.get("labels_total")) for e in reversed(record.events) if "labels_total" in e), None)
     told = any("labels_total" in event for event in record.events)
     pool = sums.total(sums.cases(record))
-    granted = sums.granted_total(record)
+    granted, unit = sums.granted_total(record), sums.unit_of_grants(record)
+    more = f"{granted if unit == sums.SLICE else count(granted, unit)} granted"
     if used is None:
-        return Tile("Labels", WITHHELD if told else "–", f"{granted} granted")
+        return Tile("Labels", WITHHELD if told else "–", more)
     if pool is None:
-        return Tile("Labels", f"{used}", f"cases {WITHHELD}; {granted} granted" if sums.cases(record) else f"{granted} granted")
+        return Tile("Labels", f"{used}", f"cases {WITHHELD}; {more}" if sums.cases(record) else more)
     share = f"{100 * used / pool:.1f} %" if pool else "empty pool"
-    return Tile("Labels", f"{used} of {pool}", f"{share} of all cases; {granted} granted")
+    return Tile("Labels", f"{used} of {pool}", f"{share} of all cases; {more}")
 
 
 def _status_text(record: Record) -> str:
@@ -231,7 +233,10 @@ def _facts(record: Record, settings: Mapping[str, Any]) -> list[tuple[str, str]]
     if "name" in network:
         facts.append(("Network", network["name"]))
     if "per_cycle" in budget and "cold_start" in budget:
-        facts.append(("Budget per site", f"{budget['cold_start']} at the start, {budget['per_cycle']} a cycle"))
+        unit = str(_section(settings, "query").get("unit", sums.SLICE))
+        first = whole(budget["cold_start"]) or 0
+        start = f"{first}" if unit == sums.SLICE else count(first, unit)
+        facts.append(("Budget per site", f"{start} at the start, {budget['per_cycle']} a cycle"))
     if "share" in privacy:
         facts.append(("What leaves a site", {"updates": "updates alone"}.get(str(privacy["share"]), "updates and gated sums")))
     for label, key in (("Engine", "engine"), ("Seed", "seed")):

@@ -32,6 +32,8 @@ class CurvePoint:
     Attributes:
         cycle: which cycle was assessed, from 1.
         labels: labels of all sites together that training had at that time.
+        minutes: what experts had spent on them by then, by the run's model of effort (`[cost]`), as sites told with their labels
+            and rounds; None where one withholds it.
         dice, dice_test: mean over sites, on validation and on test patients.
         worst_site, dice_worst_test: the site with the lowest test Dice, and that Dice.
         gain: `dice_test` minus that of the point before; None for the first point.
@@ -39,6 +41,7 @@ class CurvePoint:
 
     cycle: int
     labels: int | None
+    minutes: float | None
     dice: float | None
     dice_test: float | None
     worst_site: str | None
@@ -58,10 +61,11 @@ class SiteScore:
 
 @dataclass(frozen=True)
 class Assessed:
-    """One `assess` event: the federation's means and every site that answered."""
+    """One `assess` event: the federation's means and every site that answered; minutes as in `CurvePoint`."""
 
     cycle: int
     labels: int | None
+    minutes: float | None
     dice: float | None
     dice_test: float | None
     sites: Mapping[str, SiteScore]
@@ -185,18 +189,30 @@ def curve(record: Record) -> list[CurvePoint]:
         name, low = worst(assessed)
         before = points[-1].dice_test if points else None
         gain = assessed.dice_test - before if assessed.dice_test is not None and before is not None else None
-        points.append(CurvePoint(assessed.cycle, assessed.labels, assessed.dice, assessed.dice_test, name, low, gain))
+        points.append(
+            CurvePoint(assessed.cycle, assessed.labels, assessed.minutes, assessed.dice, assessed.dice_test, name, low, gain)
+        )
     return points
 
 
 def assessments(record: Record) -> list[Assessed]:
     """Every assessed cycle, in order. Where a cycle was assessed twice (a resumed run) the later one counts."""
     by_cycle: dict[int, Assessed] = {}
-    for event in record.of("assess"):
+    minutes: dict[str, float | None] = {}
+    at_first = {name: whole(values.get("labelled")) for event in record.of("join") for name, values in per_site(event).items()}
+    for event in record.events:
+        if event.get("event") in ("annotate", "train"):
+            for name, told in per_site(event).items():
+                if "minutes" in told or name not in minutes:  # rounds of older runs do not speak of minutes
+                    minutes[name] = _spent(told, labels_at_first=at_first.get(name, 0))
+        if event.get("event") != "assess":
+            continue
+        known = [spent for spent in minutes.values() if spent is not None]
         cycle = whole(event.get("cycle")) or 0
         by_cycle[cycle] = Assessed(
             cycle=cycle,
             labels=whole(event.get("labels_total")),
+            minutes=sum(known) if known and len(known) == len(minutes) else None,
             dice=number(event.get("dice_mean")),
             dice_test=number(event.get("dice_mean_test")),
             sites={
@@ -210,6 +226,12 @@ def assessments(record: Record) -> list[Assessed]:
             },
         )
     return [by_cycle[cycle] for cycle in sorted(by_cycle)]
+
+
+def _spent(told: Event, *, labels_at_first: int | None) -> float | None:
+    """The minutes that a site told, in all; none where no label has come since it joined: then there is nothing to withhold."""
+    spent, labelled = number(told.get("minutes")), whole(told.get("labelled"))
+    return 0.0 if spent is None and labelled is not None and labelled == labels_at_first else spent
 
 
 def worst(assessed: Assessed) -> tuple[str | None, float | None]:

@@ -22,6 +22,9 @@ MEANINGS: Mapping[str, str] = {
 }
 """Code of a refusal to what it means in plain language; the codes are those of `strategies/wire.py`."""
 
+SLICE = "slice"
+"""What grants count unless they say otherwise, and labels always."""
+
 LATE = "No reply within the time allowed; the run went on without this site."
 
 
@@ -38,7 +41,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Cell:
-    """Labels of one site in one cycle; None is withheld or not recorded."""
+    """Slices of one site in one cycle, asked for and labelled; None is withheld or not recorded."""
 
     granted: int | None
     received: int | None
@@ -128,8 +131,9 @@ def total(values: Mapping[str, int | None]) -> int | None:
 def labels(record: Record) -> dict[tuple[str, int], Cell]:
     """(site, cycle) to labels granted and received; cycle 0 is the cold start.
 
-    Grants are the coordinator's own and always known. `received` counts all labels of the cycle so far, so the last
-    answer in a cycle counts.
+    Grants of slices are the coordinator's own and always known. How many slices a grant of volumes or patients became is what
+    the site told, since labels count slices. `received` counts all labels of the cycle so far, so the last answer in a cycle
+    counts.
     """
     granted: dict[tuple[str, int], int | None] = {}
     asked: dict[tuple[str, int], int | None] = {}
@@ -137,18 +141,26 @@ def labels(record: Record) -> dict[tuple[str, int], Cell]:
     for event in record.of("grant", "annotate"):
         cycle = whole(event.get("cycle")) or 0
         for name, values in per_site(event).items():
-            if event["event"] == "grant":
+            if event["event"] == "grant" and event.get("unit", SLICE) != SLICE:
+                asked.setdefault((name, cycle), None)
+            elif event["event"] == "grant":
                 granted[name, cycle] = whole(values.get("granted"))
             else:
                 asked[name, cycle] = whole(values.get("granted"))
                 received[name, cycle] = whole(values.get("received"))
-    keys = sorted(granted.keys() | received.keys(), key=lambda key: (natural(key[0]), key[1]))
+    keys = sorted(granted.keys() | asked.keys(), key=lambda key: (natural(key[0]), key[1]))
     return {key: Cell(granted.get(key, asked.get(key)), received.get(key)) for key in keys}
 
 
 def granted_total(record: Record) -> int:
-    """Labels the coordinator granted, all sites and cycles together."""
-    return sum(cell.granted or 0 for cell in labels(record).values())
+    """What the coordinator granted, all sites and cycles together, in units of `unit_of_grants`."""
+    by_cycle = {whole(event.get("cycle")): per_site(event) for event in record.of("grant")}  # the later of two counts
+    return sum(whole(values.get("granted")) or 0 for sites in by_cycle.values() for values in sites.values())
+
+
+def unit_of_grants(record: Record) -> str:
+    """What grants of this run count: slice, volume or patient."""
+    return next((plain(event.get("unit", SLICE)) for event in record.of("grant")), SLICE)
 
 
 def traffic(record: Record) -> dict[str, Traffic]:

@@ -17,12 +17,15 @@ import numpy as np
 from configs.schema import Run
 from server.checkpoint import Ledger, State, save_weights
 from server.history import Event, event
+from server.kinds import find_kinds
 from server.sites import FederationFault, Problems, Sites
 from strategies import wire
 from strategies.aggregate import AGGREGATES, UpdateError, server_step
 from strategies.global_model import parts_of
 from strategies.query.budget import BUDGETS
-from strategies.records import Assessment, Weights
+from strategies.query.coordinate import fill_up
+from strategies.records import Assessment, Demand, Weights
+from strategies.sam_parts import SIZES
 
 IN_EVERY_ROUND = ("supervised", "total")
 """Loss terms that a site which shares sums can only be silent about because it withholds them: null, not left out."""
@@ -73,15 +76,49 @@ def run_rounds(federation: Federation, ledger: Ledger) -> None:
 
 
 def grant(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
-    """How many cases each site may ask for: the cold start before any training, the cycle's budget after it."""
+    """How much each site may ask for: the cold start before any training, the cycle's budget after it."""
     budget = federation.run.budget
-    pools = {name: state.unlabelled.get(name) for name in federation.sites.names}
-    if cycle == 0:
-        grants = BUDGETS["fixed"](pools, per_site=budget.cold_start)
-    else:
-        grants = BUDGETS[budget.rule](pools, per_site=budget.per_cycle)
-    told = event("grant", cycle=cycle, sites={name: {"granted": cases} for name, cases in grants.items()})
-    return replace(state, grants=grants), [told]
+    pools = {name: _pool(federation.run, state, name) for name in federation.sites.names}
+    rule, cases = ("fixed", budget.cold_start) if cycle == 0 else (budget.rule, budget.per_cycle)
+    if budget.rule == "coordinated" and (cycle or federation.run.query.cold_start != "random"):
+        return _share_kinds(federation, state, cycle=cycle, per_site=cases)
+    grants = BUDGETS[rule](pools, per_site=cases, floor=budget.floor)
+    sites = {name: {"granted": cases} for name, cases in grants.items()}
+    told = event("grant", cycle=cycle, unit=federation.run.query.unit, sites=sites)
+    return replace(state, grants=grants, kinds={}, kinds_cycle=-1, centroids=()), [told]
+
+
+def _pool(run: Run, state: State, name: str) -> Demand | None:
+    """What is known of a site's pool in the units of its grant: every answer counts slices, assessments volumes and patients."""
+    cases = state.unlabelled.get(name)
+    units = cases if run.query.unit == "slice" else state.units.get(name)
+    return None if cases is None or units is None else Demand(cases, units, tuple(state.quantiles.get(name, ())))
+
+
+def _share_kinds(federation: Federation, state: State, *, cycle: int, per_site: int) -> tuple[State, list[Event]]:
+    """`per_site` cases for each site that tells of its kinds, to those that have most of each; the others keep `per_site`."""
+    run, problems = federation.run, Problems()
+    strategy = run.query.strategy if cycle else run.query.cold_start
+    kinds = find_kinds(
+        federation.sites,
+        problems,
+        features=SIZES[run.sam.size].prompt_dim,
+        labels=state.labels_total or 0,
+        per_site=per_site,
+        covering=strategy == "probcover",
+        seed=run.seed,
+        cycle=cycle,
+    )
+    by_kind = {name: len(given) for name, given in kinds.of_site.items()}
+    silent = [name for name in federation.sites.names if name not in by_kind]  # away, or it shares no sums, or has few patients
+    grants = fill_up(by_kind, state.unlabelled, total=per_site * len(by_kind))  # kinds that nobody has more of leave a rest
+    grants |= {name: fill_up({name: 0}, state.unlabelled, total=per_site)[name] for name in silent}
+    sites = {
+        name: {"granted": grants[name], "by_kind": by_kind.get(name, 0), **kinds.traffic.get(name, {})} for name in sorted(grants)
+    }
+    places = kinds.centroids.tolist()
+    state = replace(state, grants=grants, kinds=dict(kinds.of_site), kinds_cycle=cycle, centroids=places)
+    return state, [event("grant", cycle=cycle, sites=sites), *problems.events("grant", cycle=cycle, round=0)]
 
 
 def annotate(federation: Federation, state: State, *, cycle: int) -> tuple[State, list[Event]]:
@@ -142,8 +179,14 @@ def _ask_for_labels(
     cycle: int,
 ) -> None:
     """Put the grants of a cycle to their sites, or poll for their labels; what they tell is added to `told`."""
-    requests = {name: wire.Request(cycle=cycle, tick=state.tick, grant=cases) for name, cases in grants.items()}
-    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation):
+    progress = _progress(federation.run, cycle=cycle)
+    kinds = state.kinds if cycle == state.kinds_cycle else {}
+    requests = {
+        name: wire.Request(cycle=cycle, tick=state.tick, grant=cases, progress=progress, kinds=tuple(kinds.get(name, ())))
+        for name, cases in grants.items()
+    }
+    places = wire.pack_weights({"centroids": np.array(state.centroids)}) if kinds else None
+    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation, weights=places):
         numbers = vars(answer.record) | answer.traffic
         before = told.get(answer.site, {})
         for key in ("bytes_up", "bytes_down", "seconds"):
@@ -157,6 +200,7 @@ def _with_counts(state: State, told: Mapping[str, Mapping[str, Any]]) -> State:
         state,
         labelled={**state.labelled, **{name: numbers["labelled"] for name, numbers in told.items()}},
         unlabelled={**state.unlabelled, **{name: numbers["unlabelled"] for name, numbers in told.items()}},
+        balance={**state.balance, **{name: numbers.get("balance") for name, numbers in told.items()}},
     )
 
 
@@ -203,6 +247,7 @@ def train(federation: Federation, state: State, *, cycle: int, round: int) -> tu
             "sam_trust": None if update.trust is None else dict(zip(run.class_names, update.trust, strict=True)),
             "labels_trained": update.labels_trained,
             "unlabelled": update.unlabelled,
+            "minutes": update.minutes,
             "seconds": update.seconds,
             **answer.traffic,
         }
@@ -224,7 +269,13 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     """Every site evaluates the global model on its held-out patients and scores its pool; gated sums come back."""
     problems = Problems()
     told: dict[str, dict[str, Any]] = {}
-    request = wire.Request(cycle=cycle, tick=state.tick)
+    known = [value for value in state.balance.values() if value is not None]
+    request = wire.Request(
+        cycle=cycle,
+        tick=state.tick,
+        progress=_progress(federation.run, cycle=cycle),
+        mean_balance=float(np.mean(known)) if known else -1.0,
+    )
     assessments: dict[str, Assessment] = {}
     for answer in federation.sites.ask(
         wire.ASSESS,
@@ -252,7 +303,15 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
         "dice_worst_test": _worst(told, "dice_test"),
     }
     pools = {name: a.demand.unlabelled if a.demand else None for name, a in assessments.items()}
-    state = replace(state, unlabelled={**state.unlabelled, **pools}, last=numbers)
+    units = {name: a.demand.units if a.demand else None for name, a in assessments.items()}
+    quantiles = {name: list(a.demand.quantiles) if a.demand else [] for name, a in assessments.items()}
+    state = replace(
+        state,
+        unlabelled={**state.unlabelled, **pools},
+        units=units,
+        quantiles={**state.quantiles, **quantiles},
+        last=numbers,
+    )
     dice = numbers["dice_mean"]
     if dice is not None and (state.best_dice is None or dice > state.best_dice):
         save_weights(federation.folder / "weights" / "best.safetensors", state.weights)
@@ -260,6 +319,11 @@ def assess(federation: Federation, state: State, *, cycle: int) -> tuple[State, 
     sites = dict(sorted(told.items()))
     line = {**event("assess", cycle=cycle, sites=sites, labels_total=state.labels_total), **numbers}
     return state, [line, *problems.events("assess", cycle=cycle, round=0)]
+
+
+def _progress(run: Run, *, cycle: int) -> float:
+    """Where a cycle's query is among those that a model answers: 0 after the first cycle, 1 at the last, before the final one."""
+    return min(1.0, max(0.0, (cycle - 1) / (run.federation.cycles - 2))) if run.federation.cycles > 2 else 0.0
 
 
 def _quorum(told: dict[str, dict[str, Any]], quorum: float) -> bool:

@@ -242,9 +242,10 @@ def join(
         }
     if len(sams) > 1:
         raise FederationFault(
-            "the sites hold different SAMs, and what they learn about one is nothing to another, so it can't be averaged: "
+            "the sites hold different SAMs, and what they learn of one is nothing to another, so it can't be put together: "
             + "; ".join(f"{', '.join(sorted(names))}: {sam}" for sam, names in sorted(sams.items(), key=lambda of: -len(of[1])))
-            + '. Give sam_checkpoint in each site.toml the same file, or leave SAM as it is (sam.adapt = "none")'
+            + ". Give sam_checkpoint in each site.toml the same file, or run without what needs it "
+            + '(sam.adapt = "none", and another budget.rule than "coordinated")'
         )
     sites = Sites(grid, joined, timeout_s=timeout_s, run=run, settings=settings)
     return sites, dict(sorted(pools.items())), problems

@@ -58,13 +58,13 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
         SamUnavailable: SAM's checkpoint can't be used as the run asks.
         StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
-    check_sam(run.sam)
+    check_sam(run)
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
     state = _begin(run, out)
     if state.get("sites"):
         for name in state["sites"]:
-            _write_site_toml(run, out / "sites" / name)
+            write_site_toml(run, out / "sites" / name)
         return list(state["sites"])
     sources = phantoms(run, out / "data", tell) if run.data.format == "phantom" else indexed(run)
     sites = _sites(run, sources, tell)
@@ -163,7 +163,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     """Write one site, or find it written; (C,) pixels of each class in its truth."""
     folder = out / "sites" / name
     marker = folder / "hidden" / "done.json"
-    _write_site_toml(run, folder)
+    write_site_toml(run, folder)
     if marker.exists():
         return np.asarray(read_object(marker, keys=["pixels"], remedy=_DELETE)["pixels"], dtype=np.int64)
     if run.split.sites == "scanner":
@@ -173,6 +173,8 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
         test_fraction=run.split.test_fraction,
         validation_fraction=run.split.validation_fraction,
         split_seed=run.split.split_seed,
+        folds=run.split.folds,
+        fold=run.split.fold,
     )
     pixels, shown = _write_hidden(run, folder, sources, roles)
     _write_images_csv(run, folder / "images.csv", sources, roles, shown)
@@ -193,7 +195,7 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
     return pixels
 
 
-def _write_site_toml(run: Run, folder: Path) -> None:
+def write_site_toml(run: Run, folder: Path) -> None:
     site = Site(
         name=folder.name,
         key=site_key(folder.name, split_seed=run.split.split_seed),
@@ -274,7 +276,7 @@ def _begin(run: Run, out: Path) -> dict[str, Any]:
     settings = run.model_dump(mode="json", include={"seed", "data", "split", "experts"})
     settings["classes"] = [[name, value] for name, value in run.classes.items()]  # their order is their label
     settings["federation.cycles"] = run.federation.cycles
-    settings["the file of sam.checkpoint"] = digest(path_of(run.sam.checkpoint)) if run.sam.enabled else ""
+    settings["the file of sam.checkpoint"] = digest(path_of(run.sam.checkpoint)) if run.reads_sam else ""
     if not path.exists():
         _write_json(path, {"settings": settings})
         return {"settings": settings}

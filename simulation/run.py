@@ -20,6 +20,7 @@ from server.app import coordinate
 from server.progress import progress_for
 from server.report import build_report
 from server.report_data import learning_curve
+from server.rounds import Progress
 from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
 from simulation.prepare import is_prepared, prepare, warnings_of
@@ -86,15 +87,15 @@ def simulate(
     return folder
 
 
-def start(folder: Path, names: Sequence[str], *, engine: str) -> None:
-    """Run the coordinator and the sites of a prepared folder on an engine."""
+def start(folder: Path, names: Sequence[str], *, engine: str, shown: Progress | None = None) -> None:
+    """Run the coordinator and the sites of a prepared folder on an engine; `shown` is told how far an inline run is."""
     if engine == "cluster":
         run_on_cluster(folder, sites=len(names))
         return
     configs: list[dict[str, str | int]] = [{"partition-id": rank, "num-partitions": len(names)} for rank in range(len(names))]
     grid = InlineGrid(make_app(), configs, run_config={"run-dir": str(folder)})
     with grid.swept():
-        coordinate(grid, folder, engine="inline")
+        coordinate(grid, folder, engine="inline", shown=shown)
 
 
 def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
@@ -145,8 +146,8 @@ def open_folder(folder: Path, run: Run, *, resume: bool, fresh: bool) -> None:
 def show_curve(folder: Path, console: Console) -> None:
     """The learning curve as a table, and where the report is."""
     table = Table(title="Dice against labels", title_justify="left")
-    for column in ("cycle", "labels", "validation", "test", "change", "worst site", "its test"):
-        table.add_column(column, justify="left" if column == "worst site" else "right")
+    for column in ("cycle", "labels", "minutes", "validation", "test", "change", "worst site"):
+        table.add_column(column, justify="right")
 
     def number(value: float | None, *, sign: bool = False) -> str:
         return "not told" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
@@ -155,11 +156,11 @@ def show_curve(folder: Path, console: Console) -> None:
         table.add_row(
             str(point.cycle),
             "withheld" if point.labels is None else str(point.labels),
+            "not told" if point.minutes is None else f"{point.minutes:.0f}",
             number(point.dice),
             number(point.dice_test),
             "" if point.gain is None else number(point.gain, sign=True),
-            point.worst_site or "",
-            number(point.dice_worst_test),
+            f"{point.worst_site} {number(point.dice_worst_test)}" if point.worst_site else "",
         )
     console.print(table)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -109,16 +109,20 @@ def equal_parts(patients: Iterable[str], *, count: int, split_seed: int) -> Site
     return {name: sorted(shuffled[place::count]) for place, name in enumerate(_names(count))}
 
 
-def hold_out(patients: Iterable[str], *, test_fraction: float, validation_fraction: float, split_seed: int) -> dict[str, Role]:
+def hold_out(
+    patients: Iterable[str], *, test_fraction: float, validation_fraction: float, split_seed: int, folds: int = 0, fold: int = 0
+) -> dict[str, Role]:
     """The role of each patient of one site: at least one each for test, validation and the pool.
 
     Only this site's patients and `split_seed` decide, so another site, or another `seed` of the run, moves nobody.
 
     Args:
         test_fraction, validation_fraction: shares in [0, 1), rounded to patients.
+        folds: 0, or 2 and more: patients are parted into so many, and `fold` (from 0) is for test in place of a fraction; over
+            all folds every patient is that once. Validation patients come from the next part.
 
     Raises:
-        DataFault: the site has fewer than `MINIMUM` patients.
+        DataFault: the site has fewer than `MINIMUM` patients, or than folds.
     """
     order = _shuffled(patients, split_seed, "held out")
     if len(order) < MINIMUM:
@@ -126,10 +130,18 @@ def hold_out(patients: Iterable[str], *, test_fraction: float, validation_fracti
             f"{len(order) or 'no'} patient{'s' * (len(order) != 1)}: at least {MINIMUM} are needed, "
             "one each to train, validate and test. Add patients, or leave the site out"
         )
+    if len(order) < folds or (folds == 2 and len(order) == MINIMUM):
+        raise DataFault(
+            f"{len(order)} patients can't be parted in {folds} with one left to train on and one to validate: set "
+            f"split.folds to {len(order)}{' at most' * (len(order) > MINIMUM)}"
+        )
     test = max(1, int(test_fraction * len(order) + 0.5))
+    if folds:
+        order = [patient for part in range(folds) for patient in order[(fold + part) % folds :: folds]]
+        test = len(order[fold::folds])
     validation = max(1, int(validation_fraction * len(order) + 0.5))
     while test + validation >= len(order):  # rounding, or the minimum of one, left nobody to train on
-        test, validation = (test - 1, validation) if test >= validation else (test, validation - 1)
+        test, validation = (test - 1, validation) if test >= validation and not folds else (test, validation - 1)
     roles: dict[str, Role] = {}
     for place, patient in enumerate(order):
         roles[patient] = "test" if place < test else "validation" if place < test + validation else "pool"

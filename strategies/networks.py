@@ -21,6 +21,9 @@ from monai.networks.layers.simplelayers import SkipConnection  # isort: skip
 from monai.networks.nets.unet import UNet  # isort: skip
 
 NORMS = ("instance", "group")
+HEADS = ("softmax", "evidential")
+DROPPED = 2
+"""Levels with dropout, from the bottleneck up. In all levels .1 left small networks at one class for hundreds of steps."""
 GROUPS = 8
 """Groups of a group norm, where the channels allow it."""
 
@@ -59,7 +62,21 @@ NETWORKS: dict[str, Spec] = {
 }
 
 
-def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropout: float, seed: int) -> nn.Module:
+class Evidence(nn.Module):
+    """An evidential head: logits z become ln α, α = exp(z) + 1, and their softmax the mean of Dir(α).
+
+    Evidence is exp(z), and not ReLU(z) as in FEAL (Chen et al., 2024): that needs logits of hundreds for a sure answer, teaches
+    nothing below 0, and left a U-Net at the background alone where a softmax had long learned the structure.
+    """
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(B, C + 1, H, W), each ≥ 0."""
+        return nn.functional.softplus(logits)
+
+
+def build_network(
+    name: str, *, in_channels: int, classes: int, norm: str, dropout: float, seed: int, head: str = "softmax"
+) -> nn.Module:
     """A new network on the CPU, in training mode.
 
     Args:
@@ -68,8 +85,10 @@ def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropo
         classes: C, foreground classes; the network answers with C + 1 logits, background first.
         norm: "instance" (without parameters) or "group" (8 groups, or fewer where the channels are not a multiple of 8,
             as in the last layer, whose channels are the classes).
-        dropout: probability in [0, 1) in every block, for MC-dropout; only dropout behaves differently in `train()` and
-            `eval()`. torch's dropout draws from the global generator: seed it (in a fork) where a result must repeat.
+        dropout: probability in [0, 1) in the blocks of the `DROPPED` deepest levels, for MC-dropout: there it served best
+            (Kendall et al., Bayesian SegNet, BMVC 2017). Only dropout behaves differently in `train()` and `eval()`. torch's
+            draws from the global generator: seed it (in a fork) where a result must repeat.
+        head: "softmax" or "evidential" (`Evidence`).
         seed: the same seed gives the same weights on every machine. The caller's generators are not touched.
 
     Returns:
@@ -83,6 +102,8 @@ def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropo
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(NORMS)} (BatchNorm would mix patients)")
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
     if in_channels < 1 or classes < 1:
         raise ValueError(f"in_channels and classes must be at least 1, not {in_channels} and {classes}")
     if not 0.0 <= dropout < 1.0:
@@ -90,7 +111,7 @@ def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropo
     spec = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        network: nn.Module = UNet(
+        network = UNet(
             spatial_dims=2,
             in_channels=in_channels,
             out_channels=classes + 1,
@@ -103,28 +124,47 @@ def build_network(name: str, *, in_channels: int, classes: int, norm: str, dropo
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):  # MONAI takes one number of groups for all layers: 8 does not fit the last
             module.num_groups = math.gcd(GROUPS, module.num_channels)
+    for where, module in network.named_modules():
+        if isinstance(module, nn.Dropout) and where.count("submodule") <= len(spec.strides) - DROPPED:
+            module.p = 0.0
+    if head == "evidential":
+        # without weights, so that a state dict is that of the other head
+        network.model = nn.Sequential(*network.model.children(), Evidence())
     return network
 
 
-def forward_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and bottleneck features of images, by one forward pass. Mode and gradients are the caller's choice.
+@dataclass(frozen=True)
+class Traced:
+    """A forward pass and what query strategies read from its inside.
+
+    Attributes:
+        logits: (B, C + 1, H, W).
+        features: (B, F), the bottleneck's output averaged over space, F = `Spec.channels[-1]`.
+        taken: (B, K, H, W), what the last convolution took.
+        kernel_px: the side of its kernel.
+    """
+
+    logits: Tensor
+    features: Tensor
+    taken: Tensor
+    kernel_px: int
+
+
+def forward_traced(network: nn.Module, images: Tensor) -> Traced:
+    """One forward pass of images (B, K, H, W) float32. Mode and gradients are the caller's choice.
 
     Args:
         network: what `build_network` gave, or a copy of it, or that wrapped by Opacus.
-        images: (B, K, H, W) float32.
-
-    Returns:
-        Logits (B, C + 1, H, W), and features (B, F): the bottleneck's output averaged over space, F =
-        `Spec.channels[-1]`.
     """
-    seen: list[Tensor] = []
-    handle = _bottleneck(network).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
+    outputs: list[Tensor] = []
+    inputs: list[Tensor] = []
+    last = _last_convolution(network)
+    with ExitStack() as hooks:
+        hooks.callback(_bottleneck(network).register_forward_hook(lambda _module, _in, output: outputs.append(output)).remove)
+        hooks.callback(last.register_forward_hook(lambda _module, taken, _out: inputs.append(taken[0])).remove)
         logits: Tensor = network(images)
-    finally:
-        handle.remove()
-    (output,) = seen
-    return logits, output.mean(dim=(2, 3))
+    (output,), (taken,) = outputs, inputs
+    return Traced(logits, output.mean(dim=(2, 3)), taken, last.kernel_size[0])
 
 
 def class_map(scores: Tensor) -> Tensor:
@@ -194,3 +234,8 @@ def _bottleneck(network: nn.Module) -> nn.Module:
         raise TypeError(f"{type(network).__name__} has no bottleneck, so no features: use one of {list(NETWORKS)}")
     inner: nn.Module = skips[-1].submodule
     return inner
+
+
+def _last_convolution(network: nn.Module) -> nn.Conv2d:
+    """The one whose output, but for what is added to it, are the logits."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +31,40 @@ class Case:
 class Scores:
     """What a site knows of its unlabelled cases when it chooses; row i of everything belongs to `case_ids[i]`.
 
+    What a strategy does not need is None.
+
     Attributes:
         case_ids: N ids in ascending order.
         patients: N patient hashes.
-        values: (N,) float64, finite, higher is more informative; None for strategies that need none.
-        features: (N, F) float32 bottleneck features, or None.
-        labelled_features: (L, F) float32 features of the labelled cases, or None.
-        foreground: (N,) bool, whether the model predicts any foreground, or None.
+        values: (N,) float64, higher is more informative.
+        by_class: (N, C) float64, the same for each foreground class.
+        features: (N, F) float32, by which cases are compared.
+        foreground: (N,) bool, whether the model predicts any foreground.
+        predicted_pixels: (N, C) float64, pixels of each foreground class that the model predicts.
+        labelled_features: (L, F) float32 features of the labelled cases.
+        labelled_pixels: (C,) float64, pixels of each foreground class in the labelled cases.
+        chosen_features: (B, F) float32, of cases chosen before in the same batch, which are no rows of the above any more.
+        closed_features: (X, F) float32, of cases of the pool that may not be chosen in this batch (`query/cap.py`).
+
+    Raises:
+        ValueError: ids out of order or twice, or rows of another number than there are cases.
+        FloatingPointError: a number is not finite; names the case.
     """
 
     case_ids: Sequence[str]
     patients: Sequence[str]
     values: NDArray[np.float64] | None = None
+    by_class: NDArray[np.float64] | None = None
     features: NDArray[np.float32] | None = None
-    labelled_features: NDArray[np.float32] | None = None
     foreground: NDArray[np.bool_] | None = None
+    predicted_pixels: NDArray[np.float64] | None = None
+    labelled_features: NDArray[np.float32] | None = None
+    labelled_pixels: NDArray[np.float64] | None = None
+    chosen_features: NDArray[np.float32] | None = None
+    closed_features: NDArray[np.float32] | None = None
+
+    OF_CASES: ClassVar[tuple[str, ...]] = ("values", "by_class", "features", "foreground", "predicted_pixels")
+    OF_LABELS: ClassVar[tuple[str, ...]] = ("labelled_features", "labelled_pixels", "chosen_features", "closed_features")
 
     def __post_init__(self) -> None:
         n = len(self.case_ids)
@@ -53,33 +72,25 @@ class Scores:
             raise ValueError("case_ids must be unique and in ascending order, so that a choice does not follow the pool's order")
         if len(self.patients) != n:
             raise ValueError(f"{len(self.patients)} patients for {n} cases")
-        for name in ("values", "features", "foreground"):
-            array = getattr(self, name)
-            if array is not None and len(array) != n:
+        for name, array in self.arrays().items():
+            if name in self.OF_CASES and len(array) != n:
                 raise ValueError(f"{name} has {len(array)} rows for {n} cases")
-        for name in ("values", "features", "labelled_features"):
-            array = getattr(self, name)
-            if array is not None and not np.isfinite(array).all():
+            if not np.isfinite(array).all():
                 where = int(np.argwhere(~np.isfinite(array))[0][0])
-                of = f" of case {self.case_ids[where]}" if name != "labelled_features" else ""
+                of = f" of case {self.case_ids[where]}" if name in self.OF_CASES else ""
                 raise FloatingPointError(f"{name}{of} is not finite: the model diverged or an image holds NaN")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are there, by name."""
+        named = {name: getattr(self, name) for name in (*self.OF_CASES, *self.OF_LABELS)}
+        return {name: array for name, array in named.items() if array is not None}
 
     def among(self, case_ids: Iterable[str]) -> Scores:
         """The rows of the given cases; cases without a row are left out."""
         wanted = set(case_ids)
         rows = [row for row, case_id in enumerate(self.case_ids) if case_id in wanted]
-
-        def part(array: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if array is None else array[rows]
-
-        return Scores(
-            case_ids=[self.case_ids[row] for row in rows],
-            patients=[self.patients[row] for row in rows],
-            values=part(self.values),
-            features=part(self.features),
-            labelled_features=self.labelled_features,
-            foreground=part(self.foreground),
-        )
+        arrays = {name: array[rows] if name in self.OF_CASES else array for name, array in self.arrays().items()}
+        return Scores([self.case_ids[row] for row in rows], [self.patients[row] for row in rows], **arrays)
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,11 @@ class Selection:
     choices: tuple[Choice, ...]
 
     def __post_init__(self) -> None:
-        if len({c.case_id for c in self.choices}) != len(self.choices):
-            raise ValueError("a case was chosen twice")
+        seen: set[str] = set()
+        for choice in self.choices:
+            if choice.case_id in seen:
+                raise ValueError(f"case {choice.case_id} was chosen twice")
+            seen.add(choice.case_id)
 
     @property
     def case_ids(self) -> list[str]:
@@ -132,9 +146,16 @@ class Sums:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a site tells of its pool, so that budgets can follow need: a count and coarse quantiles of the scores."""
+    """What a site tells of its pool, so that budgets can follow need: counts and coarse quantiles of the scores.
+
+    Attributes:
+        unlabelled: cases that wait.
+        units: how many these are as grants count them (`query.unit`): slices, volumes or patients.
+        quantiles: of the cases' scores, rising; empty where withheld, or where cases have none.
+    """
 
     unlabelled: int
+    units: int
     quantiles: tuple[float, ...] = ()
 
 
@@ -160,6 +181,7 @@ class SiteUpdate:
     """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only.
 
     `trust` is how much SAM counted at the site, by class in [0, 1]; None where it took no part, or nothing may be told of it.
+    `minutes` and `patients` are as in `Annotation`: labels also come while a round is trained.
     """
 
     name: str
@@ -170,6 +192,8 @@ class SiteUpdate:
     losses: Mapping[str, float] = field(default_factory=dict)
     trust: Sequence[float] | None = None
     seconds: float | None = None
+    minutes: int | None = None
+    patients: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +215,9 @@ class Annotation:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
+        minutes: what this run's labels have cost the experts so far, in whole minutes; None below the site's `min_patients`.
+        balance: how level the classes are in these labels, in [0, 1]; None also where the run does not ask.
+        patients: how many patients they are of.
     """
 
     name: str
@@ -200,6 +227,9 @@ class Annotation:
     labelled: int | None = None
     unlabelled: int | None = None
     skipped: int | None = None
+    minutes: int | None = None
+    balance: float | None = None
+    patients: int | None = None
     seconds: float | None = None
 
 

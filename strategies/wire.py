@@ -18,9 +18,9 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 5
+PROTOCOL = 6
 
-JOIN, TRAIN, ASSESS, ANNOTATE = "query.join", "train", "query.assess", "query.annotate"
+JOIN, TRAIN, ASSESS, ANNOTATE, KINDS = "query.join", "train", "query.assess", "query.annotate", "query.kinds"
 
 CODES = (
     "protocol-mismatch",  # the coordinator speaks another version
@@ -62,11 +62,13 @@ class Reply:
         update: whether the `update` arrays are part of it.
         metrics: record name to key to number; records are left out, not filled with zeros, when withheld.
         patients: records in which the key `patients` must be at least the site's `min_patients`.
+        sums: whether the `update` is of sums over cases, which leave only where the site shares sums.
     """
 
     update: bool
     metrics: Mapping[str, Mapping[str, Number]]
     patients: tuple[str, ...] = ()
+    sums: bool = False
 
 
 COUNT = Number(whole=True, high=1e7)
@@ -83,6 +85,7 @@ def replies(classes: int) -> dict[str, Reply]:
     }
     demand = {
         "unlabelled": COUNT,
+        "units": COUNT,
         "quantiles": Number(whole=False, low=-1e6, high=1e6, length=QUANTILES, optional=True),
     }
     return {
@@ -93,21 +96,30 @@ def replies(classes: int) -> dict[str, Reply]:
                 "training": {"labelled": COUNT, "labels_trained": COUNT, "unlabelled": COUNT, "seconds": SECONDS},
                 "sam": {"trust": Number(whole=False, high=1.0, length=classes)},
                 "losses": dict.fromkeys(LOSSES, REAL),
+                "effort": {"minutes": COUNT, "patients": COUNT},
             },
+            patients=("effort",),
         ),
         ASSESS: Reply(
             update=False,
             metrics={"validation": sums, "test": sums, "demand": demand, "assessing": {"seconds": SECONDS}},
             patients=("validation", "test"),
         ),
+        KINDS: Reply(update=True, metrics={"behind": {"patients": COUNT}}, patients=("behind",), sums=True),
         ANNOTATE: Reply(
             update=False,
             metrics={
                 "labels": {
                     **dict.fromkeys(("granted", "received", "outstanding", "labelled", "unlabelled", "skipped"), COUNT),
                     "seconds": SECONDS,
-                }
+                },
+                "effort": {
+                    "minutes": COUNT,
+                    "balance": Number(whole=False, high=1.0, optional=True),
+                    "patients": COUNT,
+                },
             },
+            patients=("effort",),
         ),
     }
 
@@ -131,6 +143,11 @@ class Request:
         total_steps: local steps of the whole run, the T of every ramp.
         fresh: whether training starts anew from the given weights (the teacher too), as `restart = "initial"` asks.
         grant: for `query.annotate`: how many cases this site may ask for, in all, under `cycle`.
+        progress: of the run's queries, 0 at the first to 1 at the last.
+        mean_balance: how level classes are in what the sites have annotated, in [0, 1] (`fairfal.balance`); below 0 where no
+            site tells.
+        kinds: for `query.annotate`: numbers of the centroids in `weights` that the site is to choose by, one a case; none where
+            sites choose without each other.
         run: random name of the run; a site keeps what it learned under it apart from other runs.
         settings: the run's settings that sites need: classes, preprocess, network, train, sam, query, seed.
     """
@@ -142,6 +159,9 @@ class Request:
     total_steps: int = 1
     fresh: bool = False
     grant: int = 0
+    progress: float = 0.0
+    mean_balance: float = -1.0
+    kinds: tuple[int, ...] = ()
     run: str = ""
     protocol: int = PROTOCOL
     settings: Mapping[str, Any] | None = None
@@ -158,6 +178,9 @@ def pack_request(request: Request, weights: ArrayRecord | None = None) -> Record
             "total_steps": request.total_steps,
             "fresh": request.fresh,
             "grant": request.grant,
+            "progress": request.progress,
+            "mean_balance": request.mean_balance,
+            "kinds": list(request.kinds),
             "run": request.run,
             "protocol": request.protocol,
             "settings": json.dumps(request.settings, sort_keys=True),
@@ -174,6 +197,7 @@ def unpack_request(content: RecordDict) -> Request:
     try:
         fields: dict[str, Any] = dict(content.config_records["request"])
         fields["settings"] = json.loads(str(fields["settings"]))
+        fields["kinds"] = tuple(fields["kinds"])
         return Request(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a wardround request: {error}") from error
@@ -238,6 +262,7 @@ def pack_update(update: SiteUpdate) -> RecordDict:
         ),
         sam=None if update.trust is None else _numbers(trust=list(update.trust)),
         losses=_numbers(**update.losses),
+        effort=None if update.minutes is None else _numbers(minutes=update.minutes, patients=update.patients),
     )
 
 
@@ -253,6 +278,7 @@ def unpack_update(content: RecordDict) -> SiteUpdate:
         losses=_metrics(content, "losses"),
         trust=None if trust is None else tuple(trust),
         seconds=training.get("seconds"),
+        **_metrics(content, "effort"),
     )
 
 
@@ -262,7 +288,9 @@ def pack_assessment(assessment: Assessment) -> RecordDict:
         assessment.name,
         validation=_pack_sums(assessment.validation),
         test=_pack_sums(assessment.test),
-        demand=None if demand is None else _numbers(unlabelled=demand.unlabelled, quantiles=list(demand.quantiles) or None),
+        demand=None
+        if demand is None
+        else _numbers(unlabelled=demand.unlabelled, units=demand.units, quantiles=list(demand.quantiles) or None),
         assessing=_numbers(seconds=assessment.seconds),
     )
 
@@ -273,7 +301,7 @@ def unpack_assessment(content: RecordDict) -> Assessment:
         name=_name(content),
         validation=_unpack_sums(content, "validation"),
         test=_unpack_sums(content, "test"),
-        demand=Demand(demand["unlabelled"], tuple(demand.get("quantiles", ()))) if demand else None,
+        demand=Demand(demand["unlabelled"], demand["units"], tuple(demand.get("quantiles", ()))) if demand else None,
         seconds=_metrics(content, "assessing").get("seconds"),
     )
 
@@ -290,11 +318,23 @@ def pack_annotation(annotation: Annotation) -> RecordDict:
             skipped=annotation.skipped,
             seconds=annotation.seconds,
         ),
+        effort=None
+        if annotation.minutes is None
+        else _numbers(minutes=annotation.minutes, balance=annotation.balance, patients=annotation.patients),
     )
 
 
 def unpack_annotation(content: RecordDict) -> Annotation:
-    return Annotation(name=_name(content), **_metrics(content, "labels"))
+    return Annotation(name=_name(content), **_metrics(content, "labels"), **_metrics(content, "effort"))
+
+
+def pack_kinds(name: str, sums: Weights, *, patients: int) -> RecordDict:
+    """Sums, and the fewest patients behind one of them."""
+    return _content(name, update=pack_weights(sums), behind=_numbers(patients=patients))
+
+
+def unpack_kinds(content: RecordDict) -> Weights:
+    return unpack_weights(content.array_records["update"])
 
 
 def pack_refused(refused: Refused) -> RecordDict:

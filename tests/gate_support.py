@@ -27,12 +27,14 @@ from strategies.wire import (
     ASSESS,
     CODES,
     JOIN,
+    KINDS,
     PROTOCOL,
     TRAIN,
     Request,
     pack_annotation,
     pack_assessment,
     pack_joined,
+    pack_kinds,
     pack_request,
     pack_update,
     pack_weights,
@@ -40,7 +42,7 @@ from strategies.wire import (
 )
 
 CLASSES = ("liver", "spleen")
-KINDS = (JOIN, TRAIN, ASSESS, ANNOTATE)
+MESSAGES = (JOIN, TRAIN, ASSESS, ANNOTATE, KINDS)
 WEIGHTS: Weights = {
     "conv.weight": np.arange(16 * 9, dtype=np.float32).reshape(16, 1, 3, 3),
     "conv.bias": np.zeros(16, np.float64),
@@ -70,7 +72,7 @@ def ask(kind: str, *, settings: Any = None, weights: Weights | None = None) -> M
     settings = {"classes": list(CLASSES), "seed": 0} if settings is None else settings
     content = pack_request(
         Request(cycle=2, round=1, settings=settings),
-        pack_weights(WEIGHTS if weights is None else weights) if kind in (TRAIN, ASSESS) else None,
+        pack_weights(WEIGHTS if weights is None else weights) if kind in (TRAIN, ASSESS, KINDS) else None,
     )
     message = Message(content, dst_node_id=5, message_type=kind, group_id="2.1")
     message.metadata.__dict__["_message_id"] = "request-1"
@@ -84,12 +86,14 @@ def honest(kind: str) -> RecordDict:
             return pack_joined(Joined("A", PROTOCOL, CLASSES, SAM, 80, 0, 80))
         case "train":
             losses = {"total": 0.5, "supervised": 0.25, "sam": 0.0}
-            return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, losses, (0.75, 0.0), 1.5))
+            return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, losses, (0.75, 0.0), 1.5, minutes=12, patients=7))
         case "query.assess":
             sums = Sums((1.5, 0.75), (2, 1), 9)
-            return pack_assessment(Assessment("A", sums, sums, Demand(76, (0.0, 0.1, 0.2, 0.3, 0.4)), 2.5))
+            return pack_assessment(Assessment("A", sums, sums, Demand(76, 76, (0.0, 0.1, 0.2, 0.3, 0.4)), 2.5))
+        case "query.kinds":
+            return pack_kinds("A", UPDATE, patients=9)
         case _:
-            return pack_annotation(Annotation("A", 4, 4, 0, 8, 72, 0, 0.5))
+            return pack_annotation(Annotation("A", 4, 4, 0, 8, 72, 0, minutes=12, balance=0.5, patients=7, seconds=0.5))
 
 
 @dataclass

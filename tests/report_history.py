@@ -84,6 +84,7 @@ def events(
                 "labelled": hide(labelled[name]),
                 "unlabelled": hide(cases[name] - labelled[name]),
                 "skipped": hide(0),
+                "minutes": hide(round(0.8 * labelled[name])),
                 **moved(420, 910),
             }
         add("annotate", cycle, 0, answers, labels_total=hide(sum(labelled.values())))

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 """Folder to the folders that it may import. Server and client never see each other; strategies see nobody."""
 
-TABLES = {"configs": {"strategies.semi"}}
+TABLES = {"configs": {"strategies.semi", "strategies.query"}}
 """Folder to the tables of names that it may read besides. A table imports nothing, so that settings stay quick to check."""
 
 DOORS = {
@@ -40,7 +40,7 @@ DOORS = {
     "flwr": r"(client|server)/app\.py|server/(rounds|sites)\.py|client/(gate|allowed)\.py|strategies/(wire|aggregate)\.py"
     r"|simulation/(inline|cluster)\.py",
     "ray": r"simulation/cluster\.py",
-    "sqlalchemy": r"client/(store|database)\.py",
+    "sqlalchemy": r"client/(store|database|tables)\.py",
 }
 """Foreign library to the files, as a pattern, that may import it."""
 

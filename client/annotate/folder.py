@@ -17,19 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from client.evaluate import predicted_mask
-from client.faults import SiteFault
+from client.annotate.proposal import Proposals
 from client.formats import FORMATS, classes_as_written
 from client.formats.image import FormatError, Image
-from client.models import load_models
-from client.plan import Plan, network_with
-from client.site import Site, Slices
-from client.store import ImageRow, Request
+from client.plan import Plan
+from client.site import Site
+from client.store import Request
 from configs.files import write_text
-from strategies.global_model import parts_of
 
 NAMES = {"dicom": ("image", "dcm"), "nifti": ("image.nii.gz", "nii.gz"), "picture": ("image.png", "png")}
 """Format to the name of the exported image and the ending of masks."""
@@ -40,8 +36,9 @@ class Folder:
 
     name = "folder"
 
-    def __init__(self, site: Site, plan: Plan) -> None:
-        self._site, self._plan = site, plan
+    def __init__(self, site: Site, plan: Plan, *, run: str) -> None:
+        self._site = site
+        self._proposals = Proposals(site, plan, run=run)
         self._format = FORMATS[site.settings.format]
         self._image_name, self._ending = NAMES[site.settings.format]
         self._root = site.workspace / "worklist"
@@ -94,26 +91,12 @@ class Folder:
             self._format.write_image(
                 folder / self._image_name, image.voxels[index : index + 1], affine=affine, patient=image.patient
             )
-        proposal = self._proposal(row, request)
+        proposal = self._proposals.of(request)
         if proposal is not None:
             exported = self._exported(folder)
             path = folder / f"proposal.{self._ending}"
             self._format.write_mask(path, proposal[None], exported, class_names=self._class_names)
         write_text(folder / "README.txt", self._readme(request, has_proposal=proposal is not None))
-
-    def _proposal(self, row: ImageRow, request: Request) -> NDArray[np.uint8] | None:
-        """This site's model's mask of the slice; None before the first training or where it finds nothing."""
-        models = load_models(self._site.workspace / "models" / "local.safetensors")
-        if models is None:
-            return None
-        try:
-            network = network_with(self._plan, parts_of(models.model).specialist)
-        except SiteFault:
-            return None  # left by a run with another network
-        slices = Slices(self._site, self._plan.preprocess)
-        with torch.inference_mode():
-            mask = predicted_mask(self._site, slices, network.to(self._site.device), row, [request.case])[0]
-        return mask if mask.any() else None
 
     def _readme(self, request: Request, *, has_proposal: bool) -> str:
         if self._site.settings.format == "dicom":

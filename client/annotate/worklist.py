@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from client.annotate.folder import Folder
 from client.annotate.oracle import Oracle
 from client.faults import SiteFault
+from client.kinds import most_typical
 from client.plan import Plan
-from client.score import load_scores, strategy_of
+from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
+from strategies.effort import Effort
 from strategies.query.choose import at_random
-from strategies.query.units import grouped, spread_out
+from strategies.query.parse import parse_query
+from strategies.query.units import grouped, spread_out, unit_of
 from strategies.randomness import numpy_rng
-from strategies.records import Scores, Selection
+from strategies.records import Choice, Scores, Selection
 
 
 class Annotator(Protocol):
@@ -34,24 +37,45 @@ class Annotator(Protocol):
         """Answers that are there: a mask (rows, columns) on the image's grid, or a text that says what is wrong with it."""
 
 
-ANNOTATORS: dict[str, Callable[[Site, Plan], Annotator]] = {"oracle": Oracle, "folder": Folder}
+ANNOTATORS: dict[str, Callable[..., Annotator]] = {"oracle": Oracle, "folder": Folder}
 
 
-def annotator_of(site: Site, plan: Plan) -> Annotator:
-    """The site's annotator, by the name in its settings."""
-    return ANNOTATORS[site.settings.annotator](site, plan)
+def annotator_of(site: Site, plan: Plan, *, run: str) -> Annotator:
+    """The site's annotator, by the name in its settings, for one message of a run."""
+    return ANNOTATORS[site.settings.annotator](site, plan, run=run)
 
 
-def carry_out(site: Site, plan: Plan, *, run: str, cycle: int, cases: int, tick: int) -> int:
+def carry_out(
+    site: Site,
+    plan: Plan,
+    *,
+    run: str,
+    cycle: int,
+    cases: int,
+    tick: int,
+    progress: float = 0.0,
+    kinds: Sequence[int] = (),
+    centroids: NDArray[np.generic] | None = None,
+) -> int:
     """Choose the granted number of cases and request their labels, once; returns how many were requested.
 
-    The choice follows the scores of this cycle; before the first training, and where the site was away when the pool
-    was scored, it is at random and the reason says so. The very first cases are those that the site named, if it did.
+    The choice follows the scores of this cycle. The very first cases are those that the site named, if it did, or follow
+    `query.cold_start`. Where the pool was not scored (the site was away), the choice is at random and the reason says so.
+    With `kinds` they are chosen kind by kind, as the coordinator shared them out (`budget.rule = "coordinated"`), but for the
+    very first cases of a site that named some.
     """
     done = site.store.granted(run, cycle)
     if done is not None:
         return done
-    selection = _select(site, plan, run=run, cycle=cycle, cases=cases)
+    selection = Selection(())
+    named = site.start_cases() if cycle == 0 else set()
+    if centroids is not None and not named:
+        selection = _by_kind(site, plan, cycle=cycle, kinds=kinds[:cases], centroids=centroids)
+    if len(selection.choices) < cases:
+        rest = cases - len(selection.choices)
+        without = set(selection.case_ids)
+        others = _select(site, plan, run=run, cycle=cycle, cases=rest, progress=progress, named=named, without=without)
+        selection = Selection((*selection.choices, *others.choices))
     requested = site.store.request(run, cycle, cases=cases, choices=selection.choices, tick=tick)
     site.store.check_conserved()
     site.log.info("cycle %d: granted %d, requested %d", cycle, cases, requested)
@@ -64,67 +88,94 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     Raises:
         SiteFault: the labelled set did not grow by exactly the labels that came.
     """
-    annotator = annotator_of(site, plan)
+    annotator = annotator_of(site, plan, run=run)
     requests = site.store.open_requests()
     before = site.store.counts().get("labelled", 0)
     annotator.publish(requests)
-    came = 0
+    came: list[str] = []
     for request, answer in annotator.answers(requests, cycle=cycle, tick=tick):
         if isinstance(answer, str):
             if answer != request.problem:
                 site.store.set_problem(request.case.id, answer)
                 site.log.warning("case %s: %s", request.case.id, answer)
             continue
-        site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name)
-        came += 1
+        minutes = _minutes(site, plan, request, answer)
+        site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name, minutes=minutes)
+        came.append(request.case.id)
     annotator.publish(site.store.open_requests())
     after = site.store.counts().get("labelled", 0)
-    if after - before != came:
-        raise SiteFault(
-            "invariant-broken",
-            f"strategy {plan.query.strategy}: {came} labels came, but the labelled set grew from {before} to {after}",
-        )
+    if after - before != len(came):
+        lost = sorted(set(came) - {case.id for case in site.store.cases("labelled")})
+        named = f"; case {lost[0]} is not in it" if lost else ""
+        raise SiteFault("invariant-broken", f"{len(came)} labels came, but the labelled set grew from {before} to {after}{named}")
     site.store.check_conserved()
-    return came
+    return len(came)
 
 
-def _select(site: Site, plan: Plan, *, run: str, cycle: int, cases: int) -> Selection:
-    unlabelled = site.store.cases("unlabelled")
+def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) -> float:
+    """What the label cost the expert, who began with the proposal that was kept, if any."""
+    parts = plan.cost.model_dump(exclude={"proposals"})
+    proposal = site.store.proposal(request.case.id, shape=(mask.shape[0], mask.shape[1]))
+    return Effort(**parts).minutes(mask, proposal=proposal, opens_image=site.store.opens_image(request.case.id))
+
+
+def _select(
+    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, named: Container[str], without: Container[str]
+) -> Selection:
+    unlabelled = [case for case in site.store.cases("unlabelled") if case.id not in without]
     if not unlabelled:
         return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
-    unit_of = {case.id: {"slice": case.id, "volume": case.image, "patient": case.patient}[plan.query.unit] for case in unlabelled}
+    units_of = {case.id: unit_of(case, plan.query.unit) for case in unlabelled}
     scores = load_scores(site.workspace / "scores", run=run, cycle=cycle)
-    strategy = strategy_of(plan).choose
+    strategy = strategy_of(plan, progress=progress)
+    if cycle == 0 and not named:
+        strategy = parse_query(plan.query.cold_start)
+        scores = score(site, plan, strategy, {}, cycle=0)
+    choose = strategy.choose
     if scores is None:
-        scores = Scores(case_ids=[c.id for c in unlabelled], patients=[c.patient for c in unlabelled])
-        if cycle == 0:
-            named = site.start_cases()
-            strategy = partial(at_random, first={unit_of[case.id] for case in unlabelled if case.id in named})
+        scores = unscored(unlabelled)
+        if named:
+            choose = partial(at_random, first={units_of[case.id] for case in unlabelled if case.id in named})
         else:
-            site.log.warning("cycle %d: away when the pool was scored, so its cases are chosen at random", cycle)
-            strategy = partial(at_random, why="chosen at random: the site was away when the pool was scored")
+            site.log.warning("cycle %d: the pool was not scored, so its cases are chosen at random", cycle)
+            choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
     scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
     if plan.query.unit == "slice":
-        return _chosen(strategy, scores, cases, rng, plan)
-    selection = _chosen(strategy, grouped(scores, unit_of), cases, rng, plan)
-    members = {c.case_id: [case.id for case in unlabelled if unit_of[case.id] == c.case_id] for c in selection.choices}
+        return _chosen(choose, scores, cases, rng)
+    selection = _chosen(choose, grouped(scores, units_of), cases, rng)
+    members = {c.case_id: [case.id for case in unlabelled if units_of[case.id] == c.case_id] for c in selection.choices}
     return spread_out(selection, members)
 
 
+def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centroids: NDArray[np.generic]) -> Selection:
+    """Of each kind that the site was given, the most typical case; fewer where the pool has lost some since."""
+    luck = numpy_rng(plan.seed, site.name, cycle, "kinds")
+    cases = most_typical(site, plan, kinds=kinds, centroids=np.asarray(centroids, dtype=np.float64), luck=luck)
+    reason = "the most typical of a kind that all sites together have annotated least"
+    return Selection(tuple(Choice(case.id, 0.0, reason) for case in cases))
+
+
 def _chosen(
-    strategy: Callable[[Scores, int, np.random.Generator], Selection],
-    scores: Scores,
-    cases: int,
-    rng: np.random.Generator,
-    plan: Plan,
+    choose: Callable[[Scores, int, np.random.Generator], Selection], scores: Scores, cases: int, rng: np.random.Generator
 ) -> Selection:
-    """What the strategy chooses; it must be as many as were asked for, or all there are."""
-    selection = strategy(scores, cases, rng)
+    """What a strategy chooses; it must be as many as were asked for, or all there are, none twice, of the pool, by finite scores.
+
+    Raises:
+        SiteFault: it is not, or the strategy fails in whatever way; names the case. A shortfall that went unnoticed would freeze
+            the labelled set while the curve still looks normal, and a choice made again elsewhere would be another strategy's.
+    """
+    try:
+        selection = choose(scores, cases, rng)
+    except Exception as error:
+        raise SiteFault("invariant-broken", f"choosing {cases} cases failed: {type(error).__name__}: {error}") from error
+    foreign = sorted(set(selection.case_ids) - set(scores.case_ids))
+    if foreign:
+        raise SiteFault("invariant-broken", f"case {foreign[0]} was chosen, which is not in the pool")
+    astray = [choice for choice in selection.choices if not np.isfinite(choice.score)]
+    if astray:
+        raise SiteFault("invariant-broken", f"case {astray[0].case_id} was chosen by the score {astray[0].score}: not finite")
     expected = min(cases, len(scores.case_ids))
     if len(selection.choices) != expected:
-        raise SiteFault(
-            "invariant-broken",
-            f"strategy {plan.query.strategy} chose {len(selection.choices)} cases of the {expected} asked for",
-        )
+        raise SiteFault("invariant-broken", f"{len(selection.choices)} cases were chosen of the {expected} asked for")
     return selection

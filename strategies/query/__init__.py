@@ -1,113 +1,112 @@
-"""Query strategies by name: which of its cases a site asks its experts for.
+"""Query strategies by name: which of its cases a site asks its experts for. A new one is a file with its `Strategy` and a line
+in the table.
 
-Three steps that stay apart: *score* (pixel maps, `uncertainty.py`), *reduce* (a map to a number, `reduce.py`) and
-*choose* (numbers or features to a batch, `choose.py` and `diversity.py`). A strategy is one of each; a wrapper, as in
-`entropy+stochastic`, is another way to choose by the same score.
-
-    strategy = parse_query("bald+power", passes=8)
-    values = strategy.reduce(strategy.pixel(probabilities))        # for each batch of cases, where there is a pixel map
-    selection = strategy.choose(Scores(...), granted, rng)         # best first, with reasons
+The table alone is read for a configuration's sake, so it imports nothing; `parse.py` makes a strategy of a name.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from strategies.query.choose import at_random, at_random_foreground, power, stochastic_batches, top
-from strategies.query.diversity import coreset
-from strategies.query.reduce import mean_over_pixels
-from strategies.query.uncertainty import bald, entropy
-from strategies.records import Scores, Selection
-
-Choose = Callable[[Scores, int, np.random.Generator], Selection]
+Need = Literal["model", "dropout", "local model", "training alone", "evidential head", "embeddings"]
+"""What a strategy asks for beside the pool: the network's predictions, several of them with dropout, those of the site's own
+model as well, of one that is trained for it at the site alone, a network that says how much evidence it has, SAM's embeddings."""
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """What to compute for a site's unlabelled cases, and how to choose among them.
+class Entry:
+    """A strategy in the table.
 
     Attributes:
-        name: as in the configuration.
-        passes: forward passes a case; 1 is the plain prediction, more are passes with dropout.
-        pixel: (passes, B, C+1, H, W) probabilities to (B, H, W) maps; None where no score is needed.
-        features: whether `Scores.features` and `Scores.labelled_features` are needed.
-        foreground: whether `Scores.foreground` is needed.
-        choose: scores, how many, generator → the cases, best first.
-        why: what the score means, in an expert's words; the beginning of every reason. Empty without a score.
-        reduce: (B, H, W) maps to (B,) float64 scores.
+        file: the file in this folder that has it, under its name in capitals.
+        source: who published it, as a reader would look it up.
+        rule: what it chooses, in a line.
+        needs: what it asks for.
+        scored: whether each case has a score of its own, by which a wrapper can choose.
     """
 
-    name: str
-    passes: int
-    pixel: Callable[[Tensor], Tensor] | None
-    features: bool
-    foreground: bool
-    choose: Choose
-    why: str = ""
-    reduce: Callable[[Tensor], NDArray[np.float64]] = mean_over_pixels
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether the pool has to go through the network before choosing."""
-        return self.pixel is not None or self.features or self.foreground
+    file: str
+    source: str
+    rule: str
+    needs: tuple[Need, ...] = ("model",)
+    scored: bool = False
 
 
-_UNSURE = "the model is unsure here: mean entropy"
-_CONTRADICTS = "the model contradicts itself here: mean disagreement"
-
-STRATEGIES: dict[str, Strategy] = {
-    "random": Strategy("random", 1, None, features=False, foreground=False, choose=at_random),
-    "random_fg": Strategy("random_fg", 1, None, features=False, foreground=True, choose=at_random_foreground),
-    "entropy": Strategy("entropy", 1, entropy, features=False, foreground=False, choose=partial(top, why=_UNSURE), why=_UNSURE),
-    "bald": Strategy("bald", 8, bald, features=False, foreground=False, choose=partial(top, why=_CONTRADICTS), why=_CONTRADICTS),
-    "coreset": Strategy("coreset", 1, None, features=True, foreground=False, choose=coreset),
+STRATEGIES: dict[str, Entry] = {
+    "random": Entry("random_choice", "every study's comparator", "all cases alike", needs=()),
+    "random_fg": Entry("random_choice", "nnActive, TMLR 2025", "two thirds where the model sees a structure or its end"),
+    "least_confidence": Entry("uncertainty", "survey: Wang et al. 2024", "the best answer is least sure", scored=True),
+    "margin": Entry("uncertainty", "survey: Wang et al. 2024", "two answers are level", scored=True),
+    "entropy": Entry("uncertainty", "survey: Wang et al. 2024", "the model is unsure", scored=True),
+    "bald": Entry(
+        "uncertainty", "Gal et al., ICML 2017", "the model contradicts itself", needs=("model", "dropout"), scored=True
+    ),
+    "vote_entropy": Entry(
+        "uncertainty", "Dagan and Engelson 1995", "a committee is divided", needs=("model", "dropout"), scored=True
+    ),
+    "coreset": Entry("coreset", "Sener and Savarese, ICLR 2018", "unlike all annotated cases"),
+    "badge": Entry("badge", "Ash et al., ICLR 2020", "large gradients that point apart"),
+    "typiclust": Entry("typiclust", "Hacohen et al., ICML 2022", "typical of kinds least annotated", needs=("embeddings",)),
+    "probcover": Entry(
+        "probcover", "Yehuda et al., NeurIPS 2022", "like most that none annotated is like", needs=("embeddings",)
+    ),
+    "clasp_pe": Entry("clasp_pe", "TMLR 2026", "unsure, class by class, with waning chance"),
+    "feal": Entry(
+        "feal",
+        "Chen et al., CVPR 2024",
+        "little evidence, neighbours apart",
+        needs=("model", "local model", "evidential head"),
+        scored=True,
+    ),
+    "logo": Entry(
+        "logo",
+        "Kim et al., CVPR 2023",
+        "unsure, of each kind that a model of this site alone tells apart",
+        needs=("model", "training alone"),
+        scored=True,
+    ),
+    "kafal": Entry(
+        "kafal",
+        "Cao et al., ICCV 2023",
+        "the site's model and the federation's contradict each other",
+        needs=("model", "local model"),
+        scored=True,
+    ),
 }
 """Both randoms first: every other strategy has to beat them."""
 
-WRAPPERS = ("stochastic", "power")
-"""Other ways to choose by a score, written after a +."""
+CHOOSERS: dict[str, tuple[str, str]] = {
+    "stochastic": ("Gaillochet et al. 2023", "of random batches the one with the highest mean score"),
+    "power": ("Kirsch et al. 2023", "drawn in proportion to the score's power query.power_beta"),
+    "balanced": ("", "the best of the class that is least annotated, in turn"),
+}
+"""Other ways to choose by a score, written after a +, one at most: source and rule."""
+
+CAP = "cap"
+"""At most query.per_patient cases of a patient in a batch; written last, for any strategy."""
+
+BEFORE_TRAINING = ("random", "typiclust", "probcover")
+"""Those that need no model, for the first request of a run."""
 
 
 def query_names() -> list[str]:
-    """Every name that `parse_query` takes."""
-    scored = [name for name, strategy in STRATEGIES.items() if strategy.pixel is not None]
-    return [*STRATEGIES, *(f"{name}+{wrapper}" for name in scored for wrapper in WRAPPERS)]
+    """Every name that is understood, wrappers included."""
+    bases = [*STRATEGIES, *(f"{name}+{how}" for name, entry in STRATEGIES.items() if entry.scored for how in CHOOSERS)]
+    return [*bases, *(f"{name}+{CAP}" for name in bases)]
 
 
-def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0) -> Strategy:
-    """The strategy that `text` names.
-
-    Args:
-        text: e.g. "random", "entropy", "bald+power".
-        passes: forward passes for strategies that compare passes, at least 2; the others do with one.
-        power_beta: β of the power wrapper, above 0; large is close to taking the top.
-
-    Raises:
-        ValueError: an unknown name (with the nearest valid one and the list), or a value out of range.
-    """
-    if text not in query_names():
-        near = difflib.get_close_matches(text, query_names(), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        base, plus, wrapper = text.partition("+")
-        if plus and wrapper in WRAPPERS and base in STRATEGIES:
-            hint = f": {wrapper} chooses by a score, and {base} has none."
-        raise ValueError(f"unknown query strategy {text!r}{hint} Valid: {', '.join(query_names())}")
-    if passes < 2:
-        raise ValueError(f"query.passes is {passes}: passes are compared with each other, so at least 2 are needed")
-    if not (np.isfinite(power_beta) and power_beta > 0):
-        raise ValueError(f"query.power_beta is {power_beta}: it divides the noise, so it must be above 0")
-    base, _, wrapper = text.partition("+")
-    strategy = STRATEGIES[base]
-    choose = strategy.choose
-    if wrapper == "stochastic":
-        choose = partial(stochastic_batches, why=strategy.why)
-    elif wrapper == "power":
-        choose = partial(power, why=strategy.why, beta=power_beta)
-    return replace(strategy, name=text, passes=passes if strategy.passes > 1 else 1, choose=choose)
+def fault_of(text: str) -> str | None:
+    """What is wrong with a strategy's name, with the nearest right one; None where nothing is."""
+    if text in query_names():
+        return None
+    valid = (
+        f"Valid: {', '.join(STRATEGIES)}; with {', '.join('+' + how for how in CHOOSERS)} where cases have a score, and +{CAP}"
+    )
+    base, *wrappers = text.split("+")
+    if base in STRATEGIES and not STRATEGIES[base].scored and wrappers and wrappers[0] in CHOOSERS:
+        return f"unknown query strategy {text!r}: {wrappers[0]} chooses by a score, and {base} gives its cases none. {valid}"
+    near = difflib.get_close_matches(text, query_names(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown query strategy {text!r}{hint} {valid}"

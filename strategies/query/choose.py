@@ -26,7 +26,7 @@ def top(scores: Scores, count: int, rng: np.random.Generator, *, why: str) -> Se
     """
     values = _values(scores)
     count = size_of_choice(scores, count)
-    return _selection(scores, _best_first(values, rng)[:count], values, why)
+    return _selection(scores, best_first(values, rng)[:count], values, why)
 
 
 def power(scores: Scores, count: int, rng: np.random.Generator, *, why: str, beta: float) -> Selection:
@@ -48,7 +48,7 @@ def power(scores: Scores, count: int, rng: np.random.Generator, *, why: str, bet
             "a logarithm and needs scores of at least 0; use another wrapper for this strategy"
         )
     perturbed = np.log(np.maximum(values, LOWEST)) + rng.gumbel(0.0, 1.0 / beta, len(values))
-    return _selection(scores, _best_first(perturbed, rng)[:count], perturbed, f"drawn by chance and score; {why}")
+    return _selection(scores, best_first(perturbed, rng)[:count], perturbed, f"drawn by chance and score; {why}")
 
 
 def stochastic_batches(scores: Scores, count: int, rng: np.random.Generator, *, why: str) -> Selection:
@@ -63,7 +63,7 @@ def stochastic_batches(scores: Scores, count: int, rng: np.random.Generator, *, 
         return Selection(())
     groups = rng.permutation(len(values))[: len(values) // count * count].reshape(-1, count)
     group = groups[int(np.argmax(values[groups].mean(axis=1)))]
-    order = group[_best_first(values[group], rng)]
+    order = group[best_first(values[group], rng)]
     return _selection(scores, order, values, f"in the random group with the highest mean; {why}")
 
 
@@ -116,7 +116,7 @@ def _values(scores: Scores) -> NDArray[np.float64]:
     return np.asarray(scores.values, dtype=np.float64)
 
 
-def _best_first(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
+def best_first(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
     """Positions by falling value; equal values in an order that is drawn."""
     return np.lexsort((rng.permutation(len(values)), -values))
 

@@ -12,43 +12,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.records import Choice, Scores, Selection
+from strategies.records import Case, Choice, Scores, Selection
 
 
-def grouped(scores: Scores, unit_of: Mapping[str, str]) -> Scores:
-    """Scores of units from those of their cases: means of values and features, foreground where any case has some.
+def unit_of(case: Case, unit: str) -> str:
+    """The id of the unit that a case belongs to; `unit` is "slice", "volume" or "patient"."""
+    return {"slice": case.id, "volume": case.image, "patient": case.patient}[unit]
+
+
+def grouped(scores: Scores, units_of: Mapping[str, str]) -> Scores:
+    """Scores of units from those of their cases: means of values and features, sums of pixels, foreground where any has some.
 
     Args:
         scores: of cases, N rows.
-        unit_of: case id to unit id, for each of them; a unit is of one patient.
+        units_of: case id to unit id, for each of them; a unit is of one patient.
 
     Returns:
         Scores with unit ids as `case_ids`, in ascending order; labelled features are as they were.
     """
-    units = sorted({unit_of[case] for case in scores.case_ids})
+    units = sorted({units_of[case] for case in scores.case_ids})
     row_of = {unit: row for row, unit in enumerate(units)}
-    rows = np.array([row_of[unit_of[case]] for case in scores.case_ids], dtype=np.int64)
+    rows = np.array([row_of[units_of[case]] for case in scores.case_ids], dtype=np.int64)
     counts = np.bincount(rows, minlength=len(units)).astype(np.float64)
 
-    def mean(array: NDArray[Any] | None) -> NDArray[Any] | None:
-        if array is None:
-            return None
+    def total(array: NDArray[Any]) -> NDArray[np.float64]:
         sums = np.zeros((len(units), *array.shape[1:]), dtype=np.float64)
         np.add.at(sums, rows, array)
-        return (sums / counts.reshape(-1, *[1] * (array.ndim - 1))).astype(array.dtype)
+        return sums
 
-    foreground = None
-    if scores.foreground is not None:
-        foreground = np.bincount(rows, weights=scores.foreground, minlength=len(units)) > 0
+    def of_units(name: str, array: NDArray[Any]) -> NDArray[Any]:
+        if name in Scores.OF_LABELS:
+            return array
+        if name == "foreground":
+            return total(array) > 0
+        if name == "predicted_pixels":
+            return total(array)
+        return (total(array) / counts.reshape(-1, *[1] * (array.ndim - 1))).astype(array.dtype)
+
     patients = dict(zip(rows.tolist(), scores.patients, strict=True))
-    return Scores(
-        case_ids=units,
-        patients=[patients[row] for row in range(len(units))],
-        values=mean(scores.values),
-        features=mean(scores.features),
-        labelled_features=scores.labelled_features,
-        foreground=foreground,
-    )
+    arrays = {name: of_units(name, array) for name, array in scores.arrays().items()}
+    return Scores(units, [patients[row] for row in range(len(units))], **arrays)
 
 
 def spread_out(selection: Selection, members: Mapping[str, Sequence[str]]) -> Selection:

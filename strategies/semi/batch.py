@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from strategies.semi import losses
 from strategies.semi.augment import Intensity, Warp
 
 
@@ -23,6 +24,7 @@ class Batch:
         unlabelled: (Bu, K, H, W) float32 in the original frame, not augmented; None without unlabelled images.
         warp: the spatial part of the student's view of `unlabelled`; None leaves it in the original frame.
         intensity: the intensity part of that view; None leaves the grey values as they are.
+        loss: of logits (B, C + 1, H, W) against labels (B, H, W), a scalar: what "supervised" is made of.
     """
 
     images: Tensor
@@ -30,6 +32,7 @@ class Batch:
     unlabelled: Tensor | None = None
     warp: Warp | None = None
     intensity: Intensity | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = losses.supervised
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) == 0:

@@ -46,12 +46,12 @@ def terms(
     view = batch.student_view()
     if view is None or batch.unlabelled is None:
         images, labels = mixed_labelled(batch, generator=generator)
-        return Outcome(losses={"supervised": losses.supervised(student(images), labels)})
+        return Outcome(losses={"supervised": batch.loss(student(images), labels)})
     if time.progress < PRETRAINING:
         images, labels = mixed_labelled(batch, generator=generator)
         labelled, unlabelled = student(torch.cat([images, view])).split([len(images), len(view)])
         guess = partial(probabilities, helpers["teacher"], batch.unlabelled)
-        return Outcome({"supervised": losses.supervised(labelled, labels)}, unlabelled, guess)
+        return Outcome({"supervised": batch.loss(labelled, labels)}, unlabelled, guess)
 
     probs = probabilities(helpers["teacher"], batch.unlabelled)
     count = max(len(batch.images), len(view))
@@ -67,7 +67,7 @@ def terms(
     of_a, of_b = logits.split(count)
     return Outcome(
         losses={
-            "supervised": losses.supervised(logits, of_labelled),
+            "supervised": batch.loss(logits, of_labelled),
             "consistency": UNLABELLED_WEIGHT * losses.supervised(logits, of_unlabelled),
         },
         logits_unlabelled=paste(of_b, of_a, inside)[: len(view)],

@@ -31,7 +31,7 @@ def terms(
     view, of_labelled = batch.student_view(), len(batch.images)
     images = batch.images if view is None else torch.cat([batch.images, view])
     mine, theirs = student(images), peer(images)
-    supervised = losses.supervised(mine[:of_labelled], batch.labels) + losses.supervised(theirs[:of_labelled], batch.labels)
+    supervised = batch.loss(mine[:of_labelled], batch.labels) + batch.loss(theirs[:of_labelled], batch.labels)
     consistency = crossed(mine[:of_labelled], theirs[:of_labelled])
     if view is None or batch.unlabelled is None:
         return Outcome(losses={"supervised": supervised, "consistency": consistency})

@@ -50,6 +50,36 @@ def supervised_per_image(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (entropy / pixels.clamp(min=1) + dice)
 
 
+EVIDENCE_WEIGHT = 0.003
+"""Of the term that takes evidence for wrong classes back. By validation Dice (hippocampus, 120 labels, 500 steps, one seed): .33,
+.67, .73 and .72 with .1, .01, .003 and 0, where a softmax has .74."""
+
+
+def evidential(logits: Tensor, labels: Tensor) -> Tensor:
+    """`supervised`, for a network with an evidential head, and what keeps it from claiming evidence for wrong classes.
+
+    Logits of such a head are ln α, so that their softmax is the mean α/S of Dir(α), and its cross-entropy the Type II maximum
+    likelihood (Sensoy et al., NeurIPS 2018, equation 3). Added is `EVIDENCE_WEIGHT` · KL(Dir(α̃) ‖ Dir(1)), where α̃ is α without
+    the evidence for the true class (equation 5): per image over its counted pixels, then over images.
+
+    Args:
+        logits: (B, C + 1, H, W), each ≥ 0; labels: (B, H, W) int64, 0..C or IGNORE.
+    """
+    counts = (labels != IGNORE).to(logits.dtype)
+    true = torch.zeros_like(logits).scatter_(1, labels.where(labels != IGNORE, 0).unsqueeze(1), 1.0)
+    alpha = torch.where(true > 0, 1.0, logits.double().exp())  # in single precision large values cancel to noise
+    total = alpha.sum(dim=1)
+    constant = torch.lgamma(torch.tensor(float(logits.shape[1])))
+    divergence = (
+        torch.lgamma(total)
+        - constant
+        - torch.lgamma(alpha).sum(dim=1)
+        + ((alpha - 1) * (torch.digamma(alpha) - torch.digamma(total)[:, None])).sum(dim=1)
+    )
+    wrong = (divergence * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
+    return supervised(logits, labels) + EVIDENCE_WEIGHT * wrong.mean().to(logits.dtype)
+
+
 def consistency(probs: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean squared difference of two predictions: per image over its valid pixels and all classes, then over images.
 

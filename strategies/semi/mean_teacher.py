@@ -38,7 +38,7 @@ def terms(
     """
     view = batch.student_view()
     if view is None or batch.unlabelled is None:
-        return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+        return Outcome(losses={"supervised": batch.loss(student(batch.images), batch.labels)})
     logits = student(torch.cat([batch.images, view]))
     labelled, unlabelled = logits.split([len(batch.images), len(view)])
     with torch.no_grad():
@@ -47,7 +47,7 @@ def terms(
     valid = None if batch.warp is None else batch.warp.valid
     return Outcome(
         losses={
-            "supervised": losses.supervised(labelled, batch.labels),
+            "supervised": batch.loss(labelled, batch.labels),
             "consistency": losses.consistency(unlabelled.softmax(dim=1), target, valid),
         },
         logits_unlabelled=unlabelled,

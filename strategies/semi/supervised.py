@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from strategies.networks import probabilities
-from strategies.semi import losses
 from strategies.semi.batch import Batch, Outcome, Time
 
 
@@ -19,10 +18,10 @@ def terms(
     """The supervised loss of the labelled images. Unlabelled ones, where the caller brings any, are only answered for."""
     view = batch.student_view()
     if view is None or batch.unlabelled is None:
-        return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+        return Outcome(losses={"supervised": batch.loss(student(batch.images), batch.labels)})
     labelled, unlabelled = student(torch.cat([batch.images, view])).split([len(batch.images), len(view)])
     return Outcome(
-        losses={"supervised": losses.supervised(labelled, batch.labels)},
+        losses={"supervised": batch.loss(labelled, batch.labels)},
         logits_unlabelled=unlabelled,
         guess=partial(probabilities, student, batch.unlabelled),
     )

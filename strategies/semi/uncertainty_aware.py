@@ -31,7 +31,7 @@ def terms(
     """The supervised loss of the labelled images and the consistency of the sure pixels of the unlabelled ones."""
     view = batch.student_view()
     if view is None or batch.unlabelled is None:
-        return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+        return Outcome(losses={"supervised": batch.loss(student(batch.images), batch.labels)})
 
     labelled, unlabelled = student(torch.cat([batch.images, view])).split([len(batch.images), len(view)])
     probs = mean_of_passes(helpers["teacher"], batch.unlabelled, generator=generator)
@@ -41,7 +41,7 @@ def terms(
         counts &= batch.warp.valid.to(counts.device)
     return Outcome(
         losses={
-            "supervised": losses.supervised(labelled, batch.labels),
+            "supervised": batch.loss(labelled, batch.labels),
             "consistency": losses.consistency(unlabelled.softmax(dim=1), target, counts),
         },
         logits_unlabelled=unlabelled,

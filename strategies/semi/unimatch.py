@@ -42,7 +42,7 @@ def terms(
     One forward pass over labelled, weak and both strong views, a second one for the features.
     """
     if batch.unlabelled is None:
-        return Outcome(losses={"supervised": losses.supervised(student(batch.images), batch.labels)})
+        return Outcome(losses={"supervised": batch.loss(student(batch.images), batch.labels)})
     weak = batch.unlabelled if batch.warp is None else batch.warp.images(batch.unlabelled)
     count, size = len(weak), (weak.shape[-2], weak.shape[-1])
     strong = [strong_view(weak, generator=generator) for _ in range(2)]
@@ -61,7 +61,7 @@ def terms(
     ]
     unsupervised = STRONG_WEIGHT * (on_views[0] + on_views[1]) + FEATURE_WEIGHT * on_features
     return Outcome(
-        losses={"supervised": losses.supervised(labelled, batch.labels) / 2, "consistency": unsupervised / 2},
+        losses={"supervised": batch.loss(labelled, batch.labels) / 2, "consistency": unsupervised / 2},
         logits_unlabelled=on_weak,
         guess=partial(probabilities, student, batch.unlabelled),
     )

@@ -19,8 +19,8 @@ from gate_support import (
     CASE,
     CLASSES,
     IMAGE,
-    KINDS,
     MASK,
+    MESSAGES,
     PATH,
     PATIENT,
     PIXELS,
@@ -48,11 +48,13 @@ from strategies.wire import (
     ANNOTATE,
     ASSESS,
     JOIN,
+    KINDS,
     LOSSES,
     PROTOCOL,
     QUANTILES,
     TRAIN,
     pack_annotation,
+    pack_kinds,
     pack_update,
     pack_weights,
     replies,
@@ -65,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("flower_runtime")
 @st.composite
 def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
     """Any reply that the list allows: some records, in any order, with any numbers in range."""
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(MESSAGES))
     spec = replies(len(CLASSES))[kind]
     site: dict[str, Any] = {"name": "A"}
     if kind == JOIN:
@@ -77,7 +79,8 @@ def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
         generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         arrays = {n: (generator.normal(size=WEIGHTS[n].shape) * 9).astype(WEIGHTS[n].dtype) for n in names}
         records.append(("update", pack_weights(arrays)))
-    for name in draw(st.lists(st.sampled_from(list(spec.metrics)), unique=True)):
+    told = draw(st.lists(st.sampled_from(list(spec.metrics)), unique=True))
+    for name in list(spec.metrics) if spec.sums else told:
         values: dict[str, Any] = {}
         for key, number in spec.metrics[name].items():
             if number.optional and draw(st.booleans()):
@@ -416,7 +419,9 @@ def test_the_site_decides_how_many_patients_are_enough(tmp_path: Path) -> None:
         assert (refused and refused.code) == code
 
 
-@pytest.mark.parametrize(("kind", "record"), [(kind, record) for kind in KINDS for record in replies(2)[kind].metrics])
+@pytest.mark.parametrize(
+    ("kind", "record"), [(kind, record) for kind in MESSAGES if kind != KINDS for record in replies(2)[kind].metrics]
+)
 def test_a_site_that_shares_updates_lets_no_number_out(tmp_path: Path, kind: str, record: str) -> None:
     bench = Bench(tmp_path, share="updates")
     content = honest(kind)
@@ -425,6 +430,37 @@ def test_a_site_that_shares_updates_lets_no_number_out(tmp_path: Path, kind: str
             del content[name]
     said = assert_refused(bench, message := ask(kind), bench.send(message, answer(content)), code="reply-not-allowed")
     assert f"it has a record {record}, but this site shares updates only" in said
+
+
+def test_a_site_that_shares_updates_lets_no_sums_out(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, share="updates")
+    said = assert_refused(bench, message := ask(KINDS), bench.send(message, answer(honest(KINDS))), code="reply-not-allowed")
+    assert "it has sums over cases, but this site shares updates only" in said
+
+
+def test_sums_leave_with_the_number_of_their_patients_alone(bench: Bench) -> None:
+    content = honest(KINDS)
+    del content["behind"]
+    said = assert_refused(bench, message := ask(KINDS), bench.send(message, answer(content)), code="reply-not-allowed")
+    assert "it has no record behind" in said
+
+
+@pytest.mark.parametrize(("kind", "record"), [(KINDS, "behind"), (ANNOTATE, "effort"), (TRAIN, "effort")])
+def test_what_few_patients_stand_behind_stays(bench: Bench, kind: str, record: str) -> None:
+    content = honest(kind)
+    content.metric_records[record]["patients"] = 4
+    said = assert_refused(bench, message := ask(kind), bench.send(message, answer(content)), code="reply-not-allowed")
+    assert f"record {record} is over 4 patients, fewer than 5" in said
+
+
+def test_zeros_leave_with_nobody_behind_them_and_nothing_else_does(bench: Bench) -> None:
+    zeros = {name: np.zeros_like(array) for name, array in UPDATE.items()}
+    honest_zeros = pack_kinds("A", zeros, patients=0)
+    assert serialised(bench.send(ask(KINDS), answer(honest_zeros)).content) == serialised(honest_zeros)
+    one = {**zeros, "conv.bias": np.eye(1, 16, 7)[0]}
+    content = pack_kinds("A", one, patients=0)
+    said = assert_refused(bench, message := ask(KINDS), bench.send(message, answer(content)), code="reply-not-allowed")
+    assert "array conv.bias is not all 0, but no patients are behind it" in said
 
 
 def test_a_site_that_shares_updates_takes_part(tmp_path: Path) -> None:
@@ -439,13 +475,13 @@ def test_the_number_of_losses_is_that_of_the_protocol(bench: Bench) -> None:
     assert unpack_refused(bench.send(ask(TRAIN), answer(content)).content) is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_the_bound_on_the_weight_lets_every_honest_reply_through(bench: Bench, kind: str) -> None:
     many = {"classes": [f"class {number} of a great many" for number in range(5000)]}
     large: Weights = {f"layer.{number}": np.zeros(100, np.float32) for number in range(1000)}
     message = ask(kind, settings=many, weights=large)
     allowed = Allowed.by(message, name="A", share="updates+sums", min_patients=5, sam=str)
-    update = sum(len(name) + len(Array(array).data) for name, array in large.items()) if kind == TRAIN else 0
+    update = sum(len(name) + len(Array(array).data) for name, array in large.items()) if kind in (TRAIN, KINDS) else 0
     numbers = sum(8 * (number.length or 1) for keys in allowed.reply.metrics.values() for number in keys.values())
     honest_at_most = update + numbers + sum(len(name) for name in many["classes"])
     assert honest_at_most < allowed.bytes < honest_at_most + 2**19

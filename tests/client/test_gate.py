@@ -14,8 +14,8 @@ from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from gate_support import (
     CASE,
-    KINDS,
     MASK,
+    MESSAGES,
     PATH,
     PATIENT,
     Bench,
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("flower_runtime")
 # ------------------------------------------------------------------------------------------------------ honest replies
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_an_honest_reply_leaves_bit_for_bit(bench: Bench, kind: str) -> None:
     message, content = ask(kind), honest(kind)
     reply = bench.send(message, answer(content))
@@ -61,7 +61,7 @@ def test_an_honest_reply_leaves_bit_for_bit(bench: Bench, kind: str) -> None:
     assert bench.said == ""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_what_leaves_is_in_the_egress_log_by_shape_not_by_value(bench: Bench, kind: str) -> None:
     reply = bench.send(ask(kind), answer(honest(kind)))
     (entry,) = egress.read(bench.path)
@@ -96,7 +96,7 @@ def test_the_line_is_written_before_the_reply_leaves_and_without_it_nothing_does
 
 
 def test_a_site_may_withhold_what_is_not_the_update(bench: Bench) -> None:
-    for kind in KINDS:
+    for kind in (JOIN, TRAIN, ASSESS, ANNOTATE):
         content = honest(kind)
         for name in list(content.metric_records):
             del content[name]

@@ -1,13 +1,23 @@
-"""What a site tells of its scores: numbers over enough cases of enough patients, and finite ones alone."""
+"""What a site finds of its pool and of what is annotated, and what it tells: over enough cases of enough patients, and finite."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from client.score import demand_of
-from strategies.records import Scores
+from client.plan import Plan, network_with
+from client.preprocess import inside
+from client.score import demand_of, score, strategy_of
+from client.site import Site, Slices
+from strategies.networks import forward_traced
+from strategies.records import Choice, Scores, Weights
 from strategies.wire import QUANTILES
+
+Make = Callable[..., tuple[Site, Plan, Weights]]
 
 
 def scores(*, cases: int, patients: int) -> Scores:
@@ -16,8 +26,8 @@ def scores(*, cases: int, patients: int) -> Scores:
 
 
 def test_quantiles_stand_for_min_patients_and_four_cases_each() -> None:
-    told = demand_of(scores(cases=4 * QUANTILES, patients=2), min_patients=2)
-    assert (told.unlabelled, len(told.quantiles)) == (4 * QUANTILES, QUANTILES)
+    told = demand_of(scores(cases=4 * QUANTILES, patients=2), units=2, min_patients=2)
+    assert (told.unlabelled, told.units, len(told.quantiles)) == (4 * QUANTILES, 2, QUANTILES)
     assert list(told.quantiles) == sorted(told.quantiles)
 
 
@@ -27,9 +37,19 @@ def test_quantiles_stand_for_min_patients_and_four_cases_each() -> None:
     ids=["one patient", "one patient with many cases", "few cases"],
 )
 def test_quantiles_of_too_few_patients_or_cases_are_withheld(cases: int, patients: int) -> None:
-    told = demand_of(scores(cases=cases, patients=patients), min_patients=2)
+    told = demand_of(scores(cases=cases, patients=patients), units=cases, min_patients=2)
     assert told.quantiles == ()
     assert told.unlabelled == cases, "the grant needs the count"
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.00123, 1.0, 4321.0])
+def test_quantiles_are_coarse_but_as_coarse_for_small_scores_as_for_large_ones(scale: float) -> None:
+    """Within 5 %, and in two digits: sites whose scores are a thousandth must not all tell the same, or twice the truth."""
+    whole = scores(cases=4 * QUANTILES, patients=2)
+    values = scale * (1 + np.asarray(whole.values))
+    told = demand_of(Scores(whole.case_ids, whole.patients, values), units=1, min_patients=2)
+    np.testing.assert_allclose(told.quantiles, np.quantile(values, np.linspace(0.1, 0.9, QUANTILES)), rtol=0.05)
+    assert all(quantile == float(f"{quantile:.2g}") for quantile in told.quantiles)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -39,3 +59,102 @@ def test_scores_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     with pytest.raises(FloatingPointError, match=f"{name}.* is not finite: the model diverged") as caught:
         Scores(["a", "b"], ["p", "q"], **{name: array})
     assert ("case b" in str(caught.value)) == (name != "labelled_features"), "the case is named where it is one of the pool"
+
+
+def request_one(site: Site) -> None:
+    """A case more that experts are asked for, and have not answered yet."""
+    case = site.store.cases("unlabelled")[0]
+    site.store.request("r", 1, cases=1, choices=[Choice(case.id, 0.0, "as a test")], tick=2)
+
+
+def test_who_keeps_away_from_annotated_cases_is_shown_those_that_are_asked_for_too(joined: Make) -> None:
+    site, plan, weights = joined('query.strategy="coreset"')
+    request_one(site)
+    network = network_with(plan, weights).eval()
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1)
+    slices = Slices(site, plan.preprocess)
+    with torch.inference_mode():
+        for told, states in ((found.features, ("unlabelled",)), (found.labelled_features, ("labelled", "requested"))):
+            expected = forward_traced(network, slices.take(site.store.cases(*states))).features
+            assert told is not None
+            np.testing.assert_allclose(told, expected.numpy(), atol=1e-5)
+    assert found.labelled_features is not None
+    assert len(found.labelled_features) == 3
+
+
+@pytest.mark.parametrize("name", ["typiclust", "probcover"])
+def test_before_training_too(joined: Make, name: str) -> None:
+    site, plan, _ = joined(f'query.strategy="{name}"')
+    request_one(site)
+    found = score(site, plan, strategy_of(plan), {}, cycle=1)
+    assert found.features is not None
+    assert found.labelled_features is not None
+    assert len(found.labelled_features) == 3
+    assert found.labelled_features.shape[1] == found.features.shape[1]
+
+
+def test_others_are_shown_the_pool_alone(joined: Make) -> None:
+    site, plan, weights = joined()
+    assert score(site, plan, strategy_of(plan), {"global": network_with(plan, weights)}, cycle=1).labelled_features is None
+
+
+def blank(network: nn.Module) -> nn.Module:
+    """The network, but that it sees background everywhere."""
+    network.register_forward_hook(lambda _module, _images, logits: logits * 0 + torch.tensor([9.0, 0.0, 0.0])[:, None, None])
+    return network
+
+
+def test_slices_next_to_an_annotated_structure_are_its_border(joined: Make) -> None:
+    """Where the model sees nothing at all; every slice that experts annotate here shows a structure."""
+    site, plan, weights = joined('query.strategy="random_fg"')
+    known = {(case.image, case.index) for case in site.store.cases("labelled")}
+    found = score(site, plan, strategy_of(plan), {"global": blank(network_with(plan, weights))}, cycle=1).foreground
+    assert found is not None
+    for case, border in zip(site.store.cases("unlabelled"), found, strict=True):
+        assert border == bool(known & {(case.image, case.index + step) for step in (-1, 1)})
+    assert found.any()
+    assert not found.all()
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_of_a_slice_that_waits_for_an_expert_the_model_says_whether_it_shows_one(joined: Make, sees: bool) -> None:
+    site, plan, weights = joined('query.strategy="random_fg"', labels=0)
+    request_one(site)
+    (waiting,) = site.store.cases("requested")
+    only = Slices(site, plan.preprocess).take([waiting])
+    network = network_with(plan, weights)
+
+    def answer(_module: nn.Module, images: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """Foreground in the slice that waits alone."""
+        asked = (images[0] == only).flatten(1).all(1) & sees
+        return (
+            logits * 0
+            + torch.where(asked[:, None], torch.tensor([0.0, 9.0, 0.0]), torch.tensor([9.0, 0.0, 0.0]))[..., None, None]
+        )
+
+    network.register_forward_hook(answer)
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1).foreground
+    assert found is not None
+    border = [case for case, near in zip(site.store.cases("unlabelled"), found, strict=True) if near]
+    assert bool(border) == sees
+    assert all(case.image == waiting.image and abs(case.index - waiting.index) == 1 for case in border)
+
+
+def test_two_models_are_compared_without_dropout(joined: Make) -> None:
+    """A pure ensemble: one pass each, in which nothing is left to chance, though the network has dropout."""
+    options = ('query.strategy="bald"', 'query.model="both"', "query.passes=1", "network.dropout=0.4")
+    site, plan, weights = joined(*options)
+    networks = [network_with(plan, weights) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in networks[1].parameters():
+            parameter.mul_(1.5)
+    strategy = strategy_of(plan)
+    values = score(site, plan, strategy, {"global": networks[0], "local": networks[1]}, cycle=1).values
+    assert values is not None
+    cases, slices = site.store.cases("unlabelled"), Slices(site, plan.preprocess)
+    with torch.inference_mode():
+        p, q = (network.eval()(slices.take(cases)).softmax(1).double() for network in networks)
+    apart = (p.xlogy(p) / 2 + q.xlogy(q) / 2 - ((p + q) / 2).xlogy((p + q) / 2)).sum(1)
+    rows, columns = inside(slices.image(cases[0].image).place)
+    np.testing.assert_allclose(values, apart[:, rows, columns].mean((1, 2)), atol=1e-6)
+    assert apart.mean() > 1e-3

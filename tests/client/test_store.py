@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from client.database import open_engine
 from client.faults import SiteFault
@@ -111,6 +112,14 @@ def test_a_case_cannot_be_requested_twice_and_nothing_of_the_grant_stays(tmp_pat
 @pytest.mark.parametrize(
     ("statement", "told"),
     [
+        ("UPDATE cases SET state = 'unlabelled' WHERE state = 'test'", r"case q\.h\.0000 is unlabelled, .* of role test"),
+        ("UPDATE cases SET state = 'test' WHERE id = 'p1.i1.0002'", r"case p1\.i1\.0002 is test, .* of role pool"),
+        ("UPDATE images SET role = 'validation' WHERE id = 'h'", r"case q\.h\.0000 is test, .* of role validation"),
+        (
+            "UPDATE labels SET \"case\" = (SELECT id FROM cases WHERE state = 'requested')",
+            r"case p0\.i0\.0000 is requested, has a label",
+        ),
+        ("UPDATE requests SET \"case\" = 'p1.i1.0002' WHERE \"case\" = 'p0.i0.0000'", r"is requested, .* was not requested"),
         ("DELETE FROM cases WHERE state = 'test'", "slices of all images"),
         ("UPDATE cases SET state = 'labelled' WHERE state = 'requested'", "labels stored"),
         ("UPDATE cases SET state = 'unlabelled' WHERE state = 'requested'", "requests made"),
@@ -118,7 +127,9 @@ def test_a_case_cannot_be_requested_twice_and_nothing_of_the_grant_stays(tmp_pat
 )
 def test_a_pool_that_does_not_add_up_is_found(tmp_path: Path, statement: str, told: str) -> None:
     store = filled(tmp_path / "site.db")
-    store.request("run", 0, cases=1, choices=choices(store.cases("unlabelled")[0].id), tick=1)
+    first, second, *_ = [case.id for case in store.cases("unlabelled")]
+    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
+    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
     store.check_conserved()
     with store._engine.begin() as connection:
         connection.execute(text(statement))
@@ -148,6 +159,50 @@ def test_a_database_of_another_schema_is_not_touched(tmp_path: Path) -> None:
         connection.execute(text("UPDATE meta SET value = '99'"))
     with pytest.raises(SiteFault, match="schema 99"):
         Store.at(tmp_path / "site.db")
+
+
+def as_of_schema_1(path: Path) -> None:
+    """A database as the first version of the schema had it, with a label in it."""
+    store = filled(path)
+    with store._engine.begin() as connection:
+        for change in (
+            "ALTER TABLE labels DROP COLUMN minutes",
+            "ALTER TABLE requests DROP COLUMN proposal",
+            "DROP TABLE dice",
+            "UPDATE meta SET value = '1'",
+        ):
+            connection.execute(text(change))
+    store.close()
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_an_older_database_is_brought_up_though_it_is_killed_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    path = tmp_path / "site.db"
+    as_of_schema_1(path)
+    done: list[Any] = []
+    execute = Connection.execute
+
+    def killed(self: Connection, statement: Any, *given: Any, **how: Any) -> Any:
+        if "ALTER TABLE" in str(statement):
+            if len(done) == stop:
+                raise KeyboardInterrupt
+            done.append(statement)
+        return execute(self, statement, *given, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "execute", killed)
+        if stop < 2:
+            with pytest.raises(KeyboardInterrupt):
+                Store.at(path)
+    store = Store.at(path)
+    store.check_conserved()
+    (case,) = store.cases("unlabelled")[:1]
+    store.request("run 2", 0, cases=1, choices=[Choice(case.id, 1.0, "why")], tick=1)
+    store.add_label(case.id, np.ones((2, 3), np.uint8), run="run 2", cycle=0, tick=1, annotator="oracle", minutes=2.5)
+    assert store.minutes("run 2", tick=1) == 2.5
+    assert Store.at(path).minutes("run 2", tick=1) == 2.5, "once is enough"
 
 
 @settings(max_examples=15, deadline=None)

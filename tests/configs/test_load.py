@@ -55,10 +55,50 @@ def test_all_faults_are_told_at_once_each_with_key_value_and_remedy(tmp_path: Pa
     assert len(found) == 9
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("strategy = 'typiclust+cap'", ['query.strategy = "typiclust" or "probcover", not "typiclust+cap"']),
+        ("strategy = 'typiclust'\nunit = 'volume'", ['it takes query.unit = "slice", not "volume"']),
+        ("strategy = 'random'\nunit = 'patient'", ['not "random"', 'not "patient"']),
+    ],
+)
+def test_what_a_coordinated_budget_does_not_take_is_named_in_full(tmp_path: Path, query: str, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, f"[budget]\nrule = 'coordinated'\n[query]\n{query}\n{GOOD}"))
+    found = [str(fault) for fault in caught.value.faults]
+    assert len(found) == len(told), found
+    assert all(text in line for text, line in zip(told, found, strict=True)), found
+
+
 def test_checks_across_keys_are_told_beside_other_faults(tmp_path: Path) -> None:
     found = faults(tmp_path, "seed = -1\n[train]\nbogus = 1\n[query]\nstrategy = 'bald'\n" + GOOD)
     assert any("set network.dropout above 0" in line for line in found.values()), found
     assert {"seed", "train.bogus"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "passes", "dropout", "fault"),
+    [
+        ("both", 1, 0.0, None),
+        ("both", 1, 0.1, None),
+        ("both", 2, 0.1, None),
+        ("both", 2, 0.0, "set network.dropout above 0"),
+        ("global", 2, 0.0, "set network.dropout above 0"),
+        ("global", 1, 0.1, "query.passes = 1 leaves one"),
+        ("switch", 1, 0.1, "query.passes = 1 leaves one"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["bald", "vote_entropy+cap"])
+def test_predictions_are_compared_of_passes_with_dropout_or_of_two_models(
+    tmp_path: Path, strategy: str, model: str, passes: int, dropout: float, fault: str | None
+) -> None:
+    query = f"[query]\nstrategy = '{strategy}'\nmodel = '{model}'\npasses = {passes}\n[network]\ndropout = {dropout}\n"
+    if fault is None:
+        load(write(tmp_path, query + GOOD))
+    else:
+        (found,) = faults(tmp_path, query + GOOD).values()
+        assert fault in found
 
 
 def test_a_check_across_keys_does_not_judge_the_default_of_a_wrong_key(tmp_path: Path) -> None:

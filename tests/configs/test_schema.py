@@ -59,3 +59,16 @@ def test_an_encoder_that_learns_but_is_never_asked_is_a_fault(start: float, cycl
     else:
         with pytest.raises(ValueError, match="an encoder that is never asked"):
             run("lora")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule", "compares"),
+    [("feal", "adaptive", True), ("feal+cap", "adaptive", True), ("kafal", "adaptive", False), ("feal", "proportional", False)],
+)
+def test_scores_that_are_scaled_within_a_pool_are_not_compared_between_sites(strategy: str, rule: str, compares: bool) -> None:
+    settings = {"classes": {"a": 1}, "query": {"strategy": strategy}, "budget": {"rule": rule}, "network": {"head": "evidential"}}
+    if compares:
+        with pytest.raises(ValueError, match="feal scales its scores within each pool"):
+            Run.model_validate(settings)
+    else:
+        Run.model_validate(settings)

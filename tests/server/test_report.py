@@ -114,9 +114,12 @@ def test_every_number_of_the_headline_is_there(finished: tuple[Path, list[dict[s
 def test_the_tables_hold_every_point(finished: tuple[Path, list[dict[str, Any]], str]) -> None:
     _, lines, html = finished
     words = Page(html).words
+    spent = 0.0
     for line in lines:
+        if line["event"] == "annotate":
+            spent = sum(site["minutes"] for site in line["sites"].values())
         if line["event"] == "assess":
-            assert f"{line['labels_total']} {line['dice_mean']:.3f} {line['dice_mean_test']:.3f}" in words
+            assert f"{line['labels_total']} {spent:.0f} {line['dice_mean']:.3f} {line['dice_mean_test']:.3f}" in words
             for site in line["sites"].values():
                 assert f"{site['dice_test']:.3f}" in words
     assert "refused" not in words.replace("Refused, late", "").replace("no reply was refused", "")

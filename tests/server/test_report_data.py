@@ -10,6 +10,7 @@ import pytest
 from report_history import events, write_run
 
 from server import report_sums as sums
+from server.report import render
 from server.report_data import (
     NotARun,
     assessments,
@@ -85,6 +86,41 @@ def test_the_curve_is_the_assessments_in_order(tmp_path: Path) -> None:
     assert second.gain == pytest.approx(0.15)
 
 
+def test_minutes_are_those_that_sites_told_before_the_assessment(tmp_path: Path) -> None:
+    """A site that is away in a cycle has spent what it told before; where one withholds, the sum is unknown."""
+
+    def annotate(cycle: int, **minutes: float | None) -> dict[str, Any]:
+        return {"event": "annotate", "cycle": cycle, "sites": {site: {"minutes": spent} for site, spent in minutes.items()}}
+
+    history = [annotate(0, a=3, b=4), assess(1, {}), annotate(1, a=5), assess(2, {}), annotate(2, a=9, b=None), assess(3, {})]
+    write_run(tmp_path, history)
+    assert [point.minutes for point in learning_curve(tmp_path)] == [7, 9, None]
+    write_run(tmp_path, [assess(1, {})])
+    assert [point.minutes for point in learning_curve(tmp_path)] == [None], "nobody has told anything"
+
+
+def test_minutes_of_labels_that_come_while_a_round_is_trained_count_with_them(tmp_path: Path) -> None:
+    """Rounds of older runs say nothing of minutes, and take nothing back."""
+
+    def told(event: str, **sites: dict[str, Any]) -> dict[str, Any]:
+        return {"event": event, "cycle": 1, "round": 1, "sites": sites}
+
+    asked = told("annotate", a={"minutes": 3, "labelled": 2}, b={"minutes": 4, "labelled": 2})
+    round_ = told("train", a={"minutes": 8, "labelled": 5}, b={"labelled": 2})
+    write_run(tmp_path, [asked, round_, assess(1, {}), told("train", a={"minutes": None, "labelled": 6}), assess(2, {})])
+    assert [point.minutes for point in learning_curve(tmp_path)] == [12, None], "the last round's are withheld"
+
+
+@pytest.mark.parametrize(("at_first", "labelled", "minutes"), [(0, 0, 3), (7, 7, 3), (0, 1, None), (7, 0, None), (0, None, None)])
+def test_a_site_without_a_label_of_this_run_has_spent_nothing_and_one_that_withholds_an_unknown_time(
+    tmp_path: Path, at_first: int, labelled: int | None, minutes: int | None
+) -> None:
+    join = {"event": "join", "sites": {"a": {"labelled": 0}, "b": {"labelled": at_first}}}
+    sites = {"a": {"minutes": 3, "labelled": 2}, "b": {"minutes": None, "labelled": labelled}}
+    write_run(tmp_path, [join, {"event": "annotate", "cycle": 0, "sites": sites}, assess(1, {})])
+    assert [point.minutes for point in learning_curve(tmp_path)] == [minutes]
+
+
 def test_withheld_is_none_never_zero(tmp_path: Path) -> None:
     for point in learning_curve(write_run(tmp_path, events(withheld=True))):
         numbers = (point.labels, point.dice, point.dice_test, point.worst_site, point.dice_worst_test, point.gain)
@@ -146,6 +182,19 @@ def test_labels_by_site_and_cycle(tmp_path: Path) -> None:
     record = read_record(write_run(tmp_path, lines))
     assert sums.labels(record) == {("A", 0): sums.Cell(4, 3), ("B", 0): sums.Cell(4, None)}
     assert sums.granted_total(record) == 8
+
+
+def test_grants_of_volumes_are_told_as_such_and_labels_beside_the_slices_asked_for(tmp_path: Path) -> None:
+    lines = [
+        {"event": "grant", "cycle": 0, "unit": "volume", "sites": {"A": {"granted": 2}, "B": {"granted": 2}}},
+        {"event": "annotate", "cycle": 0, "sites": {"A": {"granted": 40, "received": 31}}},
+        {"event": "grant", "cycle": 1, "unit": "volume", "sites": {"A": {"granted": 1}}},
+    ]
+    record = read_record(write_run(tmp_path, lines))
+    nothing = sums.Cell(None, None)
+    assert sums.labels(record) == {("A", 0): sums.Cell(40, 31), ("A", 1): nothing, ("B", 0): nothing}
+    assert (sums.granted_total(record), sums.unit_of_grants(record)) == (5, "volume")
+    assert "5 volumes granted" in render(record)
 
 
 def test_bytes_add_up_over_every_event(tmp_path: Path) -> None:

@@ -197,8 +197,9 @@ def test_two_sites_of_one_name_stop_the_start(tiny_config: Config, tmp_path: Pat
 
 
 def test_a_missing_sam_checkpoint_is_told_before_and_during_a_run(tiny_config: Config, tmp_path: Path) -> None:
-    with pytest.raises(SamUnavailable, match=r"gone\.pth.*small"):
-        simulate(tiny_config(cycles=1), ["sam.enabled=true", f"sam.checkpoint={tmp_path}/gone.pth"], out=tmp_path / "run")
+    for asks in ("sam.enabled=true", "query.strategy=typiclust", "query.cold_start=probcover"):
+        with pytest.raises(SamUnavailable, match=r"gone\.pth.*small"):
+            simulate(tiny_config(cycles=1), [asks, f"sam.checkpoint={tmp_path}/gone.pth"], out=tmp_path / "run")
     config = tiny_config(cycles=1)
     folder = simulate(config, ["sam.enabled=true"], out=tmp_path / "other", prepare_only=True)
     path = folder / "sites" / "west" / "site.toml"
@@ -209,10 +210,15 @@ def test_a_missing_sam_checkpoint_is_told_before_and_during_a_run(tiny_config: C
     assert "gone.pth" in logged(folder, "west", refused["west"]["reference"])
 
 
-def test_sites_with_different_sams_do_not_average_what_these_learn(tiny_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [["sam.enabled=true", "sam.adapt=decoder", "sam.adapt_steps=1"], ["query.strategy=typiclust", "budget.rule=coordinated"]],
+)
+def test_sites_with_different_sams_do_not_put_together_what_these_say(
+    tiny_config: Config, tmp_path: Path, options: list[str]
+) -> None:
     """Equal in size, so nothing else would notice; a copy of one file in another place is the same SAM."""
     config, other = tiny_config(cycles=1), tmp_path / "other.safetensors"
-    options = ["sam.enabled=true", "sam.adapt=decoder", "sam.adapt_steps=1"]
     folder = simulate(config, options, out=tmp_path / "run", prepare_only=True)
     path = folder / "sites" / "west" / "site.toml"
     path.write_text(dump(load_site(path).model_copy(update={"sam_checkpoint": str(other)})))

@@ -66,6 +66,13 @@ LORA_KILLS: list[list[Kill]] = [
 ]
 """With a SAM whose encoder learns; a site keeps the one of the cycle from round to round."""
 
+KINDS_KILLS: list[list[Kill]] = [
+    [("server.rounds:find_kinds", 1, "after")],  # kinds are found and shared out, and not recorded
+    [("server.history:History.append", 7, "after")],  # recorded, not checkpointed
+    [("client.annotate.worklist:_by_kind", 2, "after")],  # one site asked for its kinds, the next has chosen and not asked
+]
+"""Where sites find kinds of cases together and share them out."""
+
 CHILD = """
 import importlib, os, signal, sys
 from pathlib import Path
@@ -125,7 +132,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `decoder` and `lora`.
+    """All killed and resumed runs and, in `whole`, the one that was not; in `plain`, `kinds`, `decoder` and `lora`.
 
     By one process that imports once and forks for each. With lora a single site, and a single cycle of three rounds,
     of which the second is the first that asks SAM.
@@ -138,8 +145,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     lora = TINY.format(root=of_one_site(tiny_data, root / "data")).replace("cycles = 2", "cycles = 1")
     lora = lora.replace("rounds_per_cycle = 2", "rounds_per_cycle = 3").replace("start = 0.0", "start = 0.3")
     lora = lora.replace("[sam]\nenabled = false\n", sam.format(adapt="lora") + "trust = false\n")
+    kinds = plain.replace("rounds_per_cycle = 2", "rounds_per_cycle = 1")
+    kinds = kinds.replace("[budget]\n", '[query]\nstrategy = "typiclust"\n[budget]\nrule = "coordinated"\n')
     configurations = {
         "plain": (plain, KILLS),
+        "kinds": (kinds, KINDS_KILLS),
         "decoder": (decoder, SAM_KILLS),
         "lora": (lora, LORA_KILLS),
     }
@@ -178,6 +188,13 @@ def test_a_killed_run_with_a_sam_that_learns_goes_on_where_it_was(runs: Path, ad
     for name in ("final", "final_sam"):
         path = Path("weights") / f"{name}.safetensors"
         assert (killed / path).read_bytes() == (whole / path).read_bytes()
+
+
+@pytest.mark.parametrize("number", range(len(KINDS_KILLS)), ids=names(KINDS_KILLS))
+def test_a_killed_run_whose_sites_share_kinds_goes_on_where_it_was(runs: Path, number: int) -> None:
+    killed, whole = (runs / "kinds" / run for run in (f"killed{number}", "whole"))
+    assert timeless(killed) == timeless(whole)
+    assert any("by_kind" in site for event in events(whole) if event["event"] == "grant" for site in event["sites"].values())
 
 
 def test_the_record_says_that_it_was_resumed(runs: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulation.split import MINIMUM, Sites, by_column, by_label, by_size, equal_parts, hold_out
@@ -165,3 +165,22 @@ def test_a_new_patient_turns_no_training_patient_into_a_test_patient_and_back_at
 def test_too_few_patients_to_hold_any_out(patients: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 3 are needed"):
         hold_out(patients, test_fraction=0.25, validation_fraction=0.15, split_seed=0)
+
+
+@given(patients=st.sets(st.text(max_size=6), min_size=3, max_size=40), folds=st.integers(2, 6), seed=st.integers(0))
+def test_over_all_folds_every_patient_is_for_test_once(patients: set[str], folds: int, seed: int) -> None:
+    assume(len(patients) >= max(folds, 4))
+    tested: list[str] = []
+    for fold in range(folds):
+        roles = hold_out(patients, test_fraction=0.5, validation_fraction=0.2, split_seed=seed, folds=folds, fold=fold)
+        assert set(roles) == patients
+        assert set(roles.values()) == {"pool", "validation", "test"}, "one each at least"
+        tested += [patient for patient, role in roles.items() if role == "test"]
+    assert sorted(tested) == sorted(patients)
+
+
+def test_more_folds_than_patients_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"4 patients can't be parted in 5 .*: set split\.folds to 4 at most"):
+        hold_out("abcd", test_fraction=0.2, validation_fraction=0.2, split_seed=0, folds=5)
+    with pytest.raises(ValueError, match=r"set split\.folds to 3$"):
+        hold_out("abc", test_fraction=0.2, validation_fraction=0.2, split_seed=0, folds=2)

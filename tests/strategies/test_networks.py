@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from strategies.networks import (
     GROUPS,
     NETWORKS,
+    Evidence,
     build_network,
     class_map,
     feature_dropout,
-    forward_features,
+    forward_traced,
     mean_probabilities,
     probabilities,
 )
+from strategies.query.badge import gradient_embedding
 from strategies.semi import losses
 
 
@@ -78,6 +81,25 @@ def test_the_seed_decides_the_weights_and_the_caller_s_generator_is_left_alone()
     assert any(not torch.equal(w, other.state_dict()[n]) for n, w in first.state_dict().items())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_is_in_the_two_deepest_levels_alone(name: str) -> None:
+    """What the encoder passes on at each level, read off two passes: above the last two it is the same in both."""
+    network, levels = default(name, dropout=0.5).train(), len(NETWORKS[name].channels)
+    block: Any = network.model
+    encoders: list[nn.Module] = []
+    while len(encoders) < levels - 1:
+        encoders.append(block[0])
+        block = block[1].submodule
+    seen: list[Tensor] = []
+    for module in (*encoders, block):
+        module.register_forward_hook(lambda module, given, told: seen.append(told))
+    with torch.no_grad():
+        network(images(1))
+        network(images(1))
+    same = [torch.equal(one, other) for one, other in zip(seen[:levels], seen[levels:], strict=True)]
+    assert same == [True] * (levels - 2) + [False] * 2
+
+
 def test_only_dropout_tells_training_from_evaluation() -> None:
     batch = images(1)
     plain = default("unet_tiny")
@@ -110,7 +132,8 @@ def test_features_are_the_bottleneck_averaged_over_space(name: str) -> None:
     inner, deep = network.get_submodule("model"), batch
     while isinstance(inner, nn.Sequential):  # down, skip connection around the rest, up
         deep, inner = inner[0](deep), inner[1].get_submodule("submodule")
-    logits, features = forward_features(network, batch)
+    traced = forward_traced(network, batch)
+    logits, features = traced.logits, traced.features
     assert features.shape == (2, NETWORKS[name].channels[-1])
     torch.testing.assert_close(features, inner(deep).flatten(2).mean(-1))
     assert torch.equal(logits, network(batch))
@@ -119,10 +142,10 @@ def test_features_are_the_bottleneck_averaged_over_space(name: str) -> None:
 def test_features_take_one_pass_and_leave_no_hook_behind() -> None:
     network, passes = default("unet_tiny"), []
     network.register_forward_pre_hook(lambda *_: passes.append(1))
-    forward_features(network, images(1))
+    forward_traced(network, images(1))
     assert len(passes) == 1
     with pytest.raises(RuntimeError):
-        forward_features(network, images(1, channels=2))
+        forward_traced(network, images(1, channels=2))
     inner = [module for module in network.modules() if module is not network]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
@@ -133,14 +156,28 @@ def test_features_of_a_copy_are_the_copy_s() -> None:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(1.5)
-    _, features = forward_features(network, images(1))
-    _, others = forward_features(twin, images(1))
+    features = forward_traced(network, images(1)).features
+    others = forward_traced(twin, images(1)).features
     assert not torch.allclose(features, others)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_last_convolution_took_gives_its_gradient(name: str) -> None:
+    """Nothing comes after it but what is added, so that the gradient at its output is that at the logits."""
+    network, batch = default(name).eval(), images(2, side=48)
+    traced = forward_traced(network, batch)
+    inside = torch.ones(2, 48, 48, dtype=torch.bool)
+    found = gradient_embedding(traced.logits.detach(), traced.taken.detach(), inside, kernel_px=traced.kernel_px)
+    last = [module for module in network.modules() if isinstance(module, nn.Conv2d)][-1]
+    for case in range(2):
+        loss = nn.functional.cross_entropy(traced.logits[case : case + 1], traced.logits[case : case + 1].argmax(1))
+        (expected,) = torch.autograd.grad(loss, last.weight, retain_graph=True)
+        torch.testing.assert_close(found[case], expected.flatten(), atol=1e-6, rtol=1e-3)
 
 
 def test_a_network_without_bottleneck_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Conv2d.*unet"):
-        forward_features(nn.Conv2d(1, 2, 1), images(1))
+        forward_traced(nn.Conv2d(1, 2, 1), images(1))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,12 +264,12 @@ def test_cuda_gives_the_answers_and_gradients_of_the_cpu() -> None:
     network, batch = default(), images(2, side=64)
     twin = copy.deepcopy(network).cuda()
     labels = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(2))
-    logits, features = forward_features(network, batch)
-    torch.autograd.backward(losses.supervised(logits, labels))
-    there, features_there = forward_features(twin, batch.cuda())
-    torch.autograd.backward(losses.supervised(there, labels.cuda()))
-    torch.testing.assert_close(there.cpu(), logits, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(features_there.cpu(), features, rtol=1e-3, atol=1e-3)
+    here = forward_traced(network, batch)
+    torch.autograd.backward(losses.supervised(here.logits, labels))
+    there = forward_traced(twin, batch.cuda())
+    torch.autograd.backward(losses.supervised(there.logits, labels.cuda()))
+    torch.testing.assert_close(there.logits.cpu(), here.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(there.features.cpu(), here.features, rtol=1e-3, atol=1e-3)
     whole = torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
     other = torch.cat([parameter.grad.flatten().cpu() for parameter in twin.parameters() if parameter.grad is not None])
     assert (whole - other).norm() < 1e-3 * whole.norm()
@@ -251,3 +288,22 @@ def test_networks_together_say_the_mean_of_what_each_says_in_evaluation_mode() -
         one, other = (network.eval()(images(2)).softmax(1) for network in networks)
     assert torch.allclose(together, (one + other) / 2)
     assert torch.allclose(together.sum(1), torch.ones(2, 32, 32))
+
+
+def test_an_evidential_heads_softmax_is_the_mean_of_its_dirichlet() -> None:
+    """The same network but for the head: α = exp(z) + 1, softmax(ln α) = α / S, and whoever is unsure has no evidence."""
+    plain, evidential = default(), default(head="evidential")
+    z, log_alpha = plain(images(2)), evidential(images(2))
+    alpha = z.exp() + 1
+    torch.testing.assert_close(log_alpha.exp(), alpha)
+    torch.testing.assert_close(log_alpha.softmax(dim=1), alpha / alpha.sum(dim=1, keepdim=True))
+    assert (log_alpha >= 0).all()
+
+
+def test_an_evidential_head_learns_where_it_has_no_evidence_yet() -> None:
+    """With ReLU(z) in place of exp(z) a class without evidence has no gradient, and stays without."""
+    head = Evidence()
+    z = torch.full((1, 3, 2, 2), -2.0, requires_grad=True)
+    losses.evidential(head(z), torch.ones(1, 2, 2, dtype=torch.int64)).backward()
+    assert z.grad is not None
+    assert (z.grad[:, 1] < 0).all(), "more evidence for the true class"

@@ -56,6 +56,20 @@ def test_the_first_request_is_for_named_slices_and_then_for_others(tiny_config: 
         assert len(set(asked)) == 4
 
 
+def test_named_slices_come_before_kinds_that_were_shared_out(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Also where the coordinator says of which kinds the first cases are to be: a site knows best what to begin with."""
+    workspace, plan = hospital(tiny_config, tmp_path, "query.strategy=typiclust", "budget.rule=coordinated")
+    name_slices(workspace, {0: "1 2"})
+    centroids = np.eye(2, 64)
+    with Site(workspace) as site:
+        site.take_in(plan.preprocess)
+        carry_out(site, plan, run="r", cycle=0, cases=2, tick=1, kinds=(0, 0), centroids=centroids)
+        assert set(asked_for(site)) == site.start_cases()
+        carry_out(site, plan, run="r", cycle=1, cases=2, tick=2, kinds=(0, 1), centroids=centroids)
+        reasons = [request.reason for request in site.store.open_requests()[2:]]
+        assert any("all sites together have annotated least" in reason for reason in reasons), "later ones follow kinds"
+
+
 @pytest.mark.parametrize("unit", ["volume", "patient"])
 def test_one_named_slice_names_its_volume_and_its_patient(tiny_config: Callable[..., Path], tmp_path: Path, unit: str) -> None:
     workspace, plan = hospital(tiny_config, tmp_path, f"query.unit={unit}")
@@ -76,7 +90,7 @@ def test_names_count_before_the_first_training_only(tiny_config: Callable[..., P
         for cycle in (1, 2):
             carry_out(site, plan, run="r", cycle=cycle, cases=1, tick=cycle)
         reasons = {request.reason for request in site.store.open_requests()}
-        assert reasons == {"chosen at random: the site was away when the pool was scored"}, "the expert is told so"
+        assert reasons == {"chosen at random: the pool was not scored here in this cycle"}, "the expert is told so"
     assert (workspace / "site.log").read_text().count("its cases are chosen at random") == 2
 
 

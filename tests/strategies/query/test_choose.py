@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies.query import Choose, parse_query, query_names
+from strategies.query import query_names
 from strategies.query.choose import at_random, at_random_foreground, power, stochastic_batches, top
+from strategies.query.parse import parse_query
+from strategies.query.strategy import Choose
 from strategies.records import Scores, Selection
 
 
@@ -22,7 +25,7 @@ def make_scores(
     *,
     foreground: NDArray[np.bool_] | None = None,
     features: NDArray[np.float32] | None = None,
-    labelled_features: NDArray[np.float32] | None = None,
+    **others: NDArray[Any],
 ) -> Scores:
     n = len(values)
     return Scores(
@@ -30,8 +33,8 @@ def make_scores(
         patients=[f"p{i // 3:03d}" for i in range(n)],
         values=np.asarray(values, dtype=np.float64),
         features=features,
-        labelled_features=labelled_features,
         foreground=foreground,
+        **others,
     )
 
 
@@ -42,33 +45,30 @@ def full_scores(n: int, seed: int) -> Scores:
         np.round(rng.random(n), 1),
         foreground=rng.random(n) < 0.3,
         features=rng.normal(size=(n, 4)).astype(np.float32),
+        by_class=np.round(rng.random((n, 2)), 1),
+        predicted_pixels=rng.integers(0, 3, size=(n, 2)).astype(np.float64),
         labelled_features=rng.normal(size=(n % 3, 4)).astype(np.float32),
+        labelled_pixels=np.array([3.0, 1.0]),
     )
 
 
 def permuted(scores: Scores, order: list[int]) -> Scores:
     """The same pool read in another order, then sorted by id, as whoever builds Scores has to."""
     by_id = sorted(order, key=lambda i: scores.case_ids[i])
-    take = np.array(by_id, dtype=int)
-    assert scores.values is not None
-    assert scores.features is not None
-    assert scores.foreground is not None
-    return Scores(
-        case_ids=[scores.case_ids[i] for i in by_id],
-        patients=[scores.patients[i] for i in by_id],
-        values=scores.values[take],
-        features=scores.features[take],
-        labelled_features=scores.labelled_features,
-        foreground=scores.foreground[take],
-    )
+    arrays = {name: array[by_id] if name in Scores.OF_CASES else array for name, array in scores.arrays().items()}
+    return Scores([scores.case_ids[i] for i in by_id], [scores.patients[i] for i in by_id], **arrays)
 
 
 def pick(choose: Choose, scores: Scores, count: int, seed: int = 0) -> Selection:
     return choose(scores, count, np.random.default_rng(seed))
 
 
+IN_TURNS = ("badge", "typiclust", "clasp_pe", "feal", "logo")
+"""Their choices follow each other by class, kind or chance, and not by one score."""
+
+
 @pytest.mark.parametrize("name", query_names())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data(), n=st.integers(0, 25), count=st.integers(0, 30), seed=st.integers(0, 1000))
 def test_promises_of_every_strategy(name: str, data: st.DataObject, n: int, count: int, seed: int) -> None:
     scores = full_scores(n, seed)
@@ -82,7 +82,8 @@ def test_promises_of_every_strategy(name: str, data: st.DataObject, n: int, coun
     ranked = [choice.score for choice in selection.choices]
     if name == "coreset" and not n % 3:
         ranked = ranked[1:]  # without labelled cases the first is measured from the mean
-    assert ranked == sorted(ranked, reverse=True)
+    if name.split("+")[0] not in IN_TURNS and not {"balanced", "cap"} & set(name.split("+")):
+        assert ranked == sorted(ranked, reverse=True)
     for choice in selection.choices:
         assert choice.reason
         assert "\n" not in choice.reason
@@ -96,9 +97,8 @@ def test_promises_of_every_strategy(name: str, data: st.DataObject, n: int, coun
 def test_inputs_stay_as_they_are(name: str) -> None:
     scores = full_scores(20, 1)
     pick(parse_query(name).choose, scores, 7)
-    again = full_scores(20, 1)
-    for attribute in ("values", "features", "labelled_features", "foreground"):
-        np.testing.assert_array_equal(getattr(scores, attribute), getattr(again, attribute))
+    for name_, array in full_scores(20, 1).arrays().items():
+        np.testing.assert_array_equal(getattr(scores, name_), array)
 
 
 @pytest.mark.parametrize("name", query_names())
@@ -111,7 +111,13 @@ def test_a_negative_grant_is_an_error(name: str) -> None:
 def test_constant_scores_leave_it_to_chance(name: str) -> None:
     """A constant score must not become NaN, nor a choice of the first or the last cases: every case comes up."""
     n, count = 12, 3
-    scores = make_scores(np.full(n, 0.25), foreground=np.zeros(n, dtype=bool), features=np.zeros((n, 2), dtype=np.float32))
+    scores = make_scores(
+        np.full(n, 0.25),
+        foreground=np.zeros(n, dtype=bool),
+        features=np.zeros((n, 2), dtype=np.float32),
+        by_class=np.full((n, 2), 0.1),
+        predicted_pixels=np.ones((n, 2)),
+    )
     choose = parse_query(name).choose
     counts = Counter(case for seed in range(200) for case in pick(choose, scores, count, seed).case_ids)
     assert len(counts) == n
@@ -283,7 +289,7 @@ def test_random_fg_fills_a_shortfall_at_random() -> None:
 # ----------------------------------------------------------------------------------------------------- what is missing
 
 
-@pytest.mark.parametrize("name", [n for n in query_names() if n != "random"])
+@pytest.mark.parametrize("name", [n for n in query_names() if n.split("+")[0] != "random"])
 def test_what_a_strategy_needs_must_be_there(name: str) -> None:
     bare = Scores(case_ids=["a", "b"], patients=["p", "q"])
     with pytest.raises(ValueError, match=r"needs|no scores were computed"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies.query.diversity import coreset, k_centre_greedy
+from strategies.query.coreset import coreset, k_centre_greedy
 from strategies.records import Scores
 
 

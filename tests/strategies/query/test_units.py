@@ -21,6 +21,9 @@ def test_a_unit_has_the_mean_of_its_cases_and_foreground_where_any_has() -> None
         features=np.array([[1, 0], [0, 2], [1, 3], [4, 0], [1, 0]], dtype=np.float32),
         labelled_features=np.ones((1, 2), dtype=np.float32),
         foreground=np.array([False, False, False, False, True]),
+        by_class=np.array([[1.0], [2.0], [3.0], [4.0], [8.0]]),
+        predicted_pixels=np.array([[5.0], [1.0], [0.0], [2.0], [4.0]]),
+        labelled_pixels=np.array([7.0]),
     )
     units = grouped(scores, UNITS)
     assert list(units.case_ids) == ["v1", "v2"]
@@ -32,12 +35,17 @@ def test_a_unit_has_the_mean_of_its_cases_and_foreground_where_any_has() -> None
     np.testing.assert_allclose(units.features, [[2, 1], [1, 1]], atol=1e-6)
     assert units.features.dtype == np.float32
     assert units.foreground.tolist() == [False, True]
+    assert units.by_class is not None
+    assert units.predicted_pixels is not None
+    assert units.by_class.tolist() == [[3.0], [4.0]]
+    assert units.predicted_pixels.tolist() == [[3.0], [9.0]], "a volume shows all that its slices do"
     assert units.labelled_features is scores.labelled_features
+    assert units.labelled_pixels is scores.labelled_pixels
 
 
 def test_what_is_not_known_of_cases_is_not_known_of_units() -> None:
     units = grouped(Scores(case_ids=CASES, patients=["p"] * 5), UNITS)
-    assert (units.values, units.features, units.foreground) == (None, None, None)
+    assert not units.arrays()
 
 
 def test_chosen_units_come_back_as_their_cases_best_first() -> None:

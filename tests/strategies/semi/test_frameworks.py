@@ -341,6 +341,7 @@ def test_a_batch_has_no_room_for_labels_of_unlabelled_images() -> None:
         "unlabelled",
         "warp",
         "intensity",
+        "loss",  # a function
     }
     with pytest.raises(ValueError, match="one for each labelled image"):
         dataclasses.replace(batch, labels=torch.zeros(5, 32, 32, dtype=torch.int64))

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.semi.losses import IGNORE, consistency, cross_entropy, supervised, supervised_per_image
+from strategies.semi.losses import (
+    EVIDENCE_WEIGHT,
+    IGNORE,
+    consistency,
+    cross_entropy,
+    evidential,
+    supervised,
+    supervised_per_image,
+)
 
 
 def slow_supervised(logits: Tensor, labels: Tensor) -> list[float]:
@@ -145,3 +153,32 @@ def test_ignored_pixels_of_cross_entropy_have_no_gradient() -> None:
     cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool)).backward()
     assert logits.grad is not None
     assert (logits.grad.abs().sum(1) > 0).equal(labels != IGNORE)
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(1, 4), ignored=st.sampled_from([0.0, 0.3, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_evidential_loss_against_torchs_own_divergence(seed: int, classes: int, ignored: float) -> None:
+    """KL(Dir(α̃) ‖ Dir(1)), α̃ being α with 1 in the place of the true class, pixel by pixel."""
+    logits, labels = case(seed, batch=2, classes=classes, height=5, width=4, ignored=ignored)
+    logits = logits.abs()
+    per_image = []
+    for z, y in zip(logits.double(), labels, strict=True):
+        found = []
+        for row, column in np.ndindex(*y.shape):
+            if y[row, column] != IGNORE:
+                alpha = z[:, row, column].exp()
+                alpha[y[row, column]] = 1.0
+                flat = torch.distributions.Dirichlet(torch.ones(classes + 1, dtype=torch.float64))
+                found.append(float(torch.distributions.kl_divergence(torch.distributions.Dirichlet(alpha), flat)))
+        per_image.append(sum(found) / max(len(found), 1))
+    expected = float(supervised(logits, labels)) + EVIDENCE_WEIGHT * sum(per_image) / len(per_image)
+    assert float(evidential(logits, labels)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_evidence_for_wrong_classes_alone_costs_more() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    right, wrong = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    right[:, 0] = 3.0
+    wrong[:, :2] = 3.0
+    assert float(evidential(right, labels)) == pytest.approx(float(supervised(right, labels)), abs=1e-6)
+    assert float(evidential(wrong, labels)) > float(supervised(wrong, labels)) + 0.01

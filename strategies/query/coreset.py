@@ -1,15 +1,16 @@
-"""Diversity: cases that cover what the others leave out, by distance between features."""
+"""CoreSet: cases that cover what the others leave out, by distance between features (Sener and Savarese 2018)."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from strategies.query.choose import size_of_choice
+from strategies.query.strategy import Columns, Seen, Strategy
+from strategies.query.vectors import to_nearest
 from strategies.records import Choice, Scores, Selection
-
-_CHUNK = 1024
 
 
 def coreset(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
@@ -58,7 +59,10 @@ def k_centre_greedy(
     chosen = np.empty(count, dtype=np.intp)
     distances = np.empty(count, dtype=np.float64)
     if centres is not None and len(centres) > 0:
-        rank_by = nearest = _to_nearest(points, centres)
+        here, there = points.shape[1], centres.shape[1]
+        if here != there:
+            raise ValueError(f"features of the pool have length {here}, those of labelled cases {there}")
+        rank_by = nearest = to_nearest(points, centres)
     else:
         rank_by, nearest = _from_mean(points), np.full(len(points), np.inf)  # the mean is a start, not a centre
     for n in range(count):
@@ -76,12 +80,9 @@ def _from_mean(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(cdist(points, points.mean(axis=0, keepdims=True))[:, 0], dtype=np.float64)
 
 
-def _to_nearest(points: NDArray[np.float64], centres: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N,) distances to the nearest centre, a chunk of points at a time."""
-    here, there = points.shape[1], centres.shape[1]
-    if here != there:
-        raise ValueError(f"features of the pool have length {here}, those of labelled cases {there}")
-    nearest = np.empty(len(points))
-    for start in range(0, len(points), _CHUNK):
-        nearest[start : start + _CHUNK] = cdist(points[start : start + _CHUNK], centres).min(axis=1)
-    return nearest
+def _look(seen: Seen) -> Columns:
+    """Of two models features side by side: D² is then the sum of both models'."""
+    return {"features": torch.cat(list(seen.features.values()), dim=1).float().cpu().numpy()}
+
+
+CORESET = Strategy("coreset", coreset, look=_look, labelled=True)

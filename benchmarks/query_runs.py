@@ -1,0 +1,177 @@
+"""Which comparisons docs/results/queries.md is made of, in which order, and their records: `query_results.py` runs them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from results import RECORDS, ROOT
+
+from simulation.compare.arms import Arm, arms_of, run_of
+from simulation.compare.numbers import Numbers, numbers_of
+from simulation.compare.record import Ran, differences, read
+
+EVERY = (
+    *("least_confidence", "margin", "entropy", "bald", "vote_entropy", "coreset", "badge", "typiclust", "probcover"),
+    *("clasp_pe", "feal", "logo", "kafal", "entropy@switch", "entropy+stochastic"),
+)
+"""All strategies of the table, FairFAL's switch (on entropy), and the default until these results were there."""
+
+SUPERVISED = ("train.framework=supervised", "sam.enabled=false")
+SEMI = ("train.framework=unimatch", "sam.enabled=true")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the runs of a page are: network and images by data set, and the steps of a cycle.
+
+    Attributes:
+        page: where it is written.
+        training: overrides of every run. Weights begin anew in each cycle, so its steps are all that a model learns in.
+        network: overrides by data set; larger images take more steps.
+    """
+
+    page: Path
+    training: tuple[str, ...]
+    network: Mapping[str, tuple[str, ...]]
+
+
+PAGES = ROOT / "docs" / "results"
+TWO_CORES = Scale(
+    PAGES / "queries.md",
+    training=(
+        *("train.rounds_per_cycle=30", "train.local_steps=25", "train.batch_labelled=4", "train.batch_unlabelled=4"),
+        *("train.learning_rate=1e-2", "train.learning_rate_end=0"),
+    ),
+    network={
+        "hippocampus": ("network.name=unet_small",),
+        "acdc": ("network.name=unet_small", "preprocess.size_px=96", "train.rounds_per_cycle=40"),
+        "sts": ("network.name=unet_small", "preprocess.size_px=96", "train.rounds_per_cycle=40"),
+    },
+)
+FULL = Scale(
+    PAGES / "queries_full.md",
+    training=(
+        *("train.rounds_per_cycle=80", "train.local_steps=50", "train.batch_labelled=8", "train.batch_unlabelled=8"),
+        *("train.learning_rate=5e-3", "train.learning_rate_end=0"),
+    ),
+    network={
+        "hippocampus": ("network.name=unet",),
+        "acdc": ("network.name=unet", "preprocess.size_px=128"),
+        "sts": ("network.name=unet", "preprocess.size_px=128"),
+    },
+)
+scale = TWO_CORES
+"""Of this run of the program."""
+
+
+def full_size() -> None:
+    """From here on all is of full size."""
+    global scale
+    scale = FULL
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A comparison: its name, data set, what is changed in the configuration, strategies and seeds."""
+
+    name: str
+    data: str
+    changes: tuple[str, ...]
+    queries: tuple[str, ...]
+    seeds: int
+    folds: int = 1
+
+    @property
+    def config(self) -> Path:
+        return ROOT / "configs" / f"{self.data}.toml"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        shared = ("threads=1", "save_pictures=false", "network.dropout=0.2", "split.start=any", "budget.rule=proportional")
+        return (*shared, *scale.training, *scale.network[self.data], *self.changes)
+
+    @property
+    def records(self) -> Path:
+        return RECORDS / scale.page.stem / self.name
+
+    @property
+    def out(self) -> Path:
+        return ROOT / "runs" / scale.page.stem / self.name
+
+    @property
+    def command(self) -> str:
+        """What makes the same comparison by hand."""
+        options = " ".join(f"--set {item}" for item in self.overrides)
+        seeds = " ".join(map(str, range(self.seeds)))
+        return f"wardround compare configs/{self.data}.toml --query {' '.join(self.queries)} --seeds {seeds} {options}"
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        return arms_of(self.config, self.overrides, self.queries)
+
+    @cached_property
+    def found(self) -> list[Ran]:
+        """Records of arms and seeds of this stage; those that were run otherwise than they would be now stop the program."""
+        arms = {arm.name: arm for arm in self.arms}
+        told = [ran for path in sorted(self.records.glob("*.json")) if (ran := read(path)) is not None]
+        told = [ran for ran in told if ran.arm in arms and ran.seed < self.seeds]
+        for ran in told:
+            other = differences(ran, run_of(self.config, self.overrides, arms[ran.arm], seed=ran.seed, fold=ran.fold))
+            if other:
+                raise SystemExit(f"{self.records}: {ran.arm}, seed {ran.seed} was run with {', '.join(other)}. Move it away.")
+        return told
+
+    @property
+    def wanted(self) -> int:
+        return len(self.arms) * self.seeds * self.folds
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.found) == self.wanted
+
+
+def told(stage: Stage) -> Numbers:
+    """The numbers of a stage that is done."""
+    return numbers_of([arm.name for arm in stage.arms], stage.found, folds=stage.folds)
+
+
+def ahead(stages: Sequence[Stage]) -> list[str]:
+    """Strategies by how far their AUBC on *validation* patients is above random_fg's, on average over these stages.
+
+    Those that took part in all of them, baselines left out, the best first. Stages in folds have no say: validation patients of a
+    fold are test patients of another.
+    """
+    tables = [told(stage).lines for stage in stages if stage.folds == 1]
+    shared = [name for name in EVERY if all(name in lines for lines in tables)]
+    gain = {name: statistics.mean(lines[name].validation - lines["random_fg"].validation for lines in tables) for name in shared}
+    return sorted(shared, key=lambda name: -gain[name])
+
+
+HIPPOCAMPUS = ("budget.cold_start=2", "budget.per_cycle=6", "federation.cycles=5")
+ACDC = ("budget.cold_start=1", "budget.per_cycle=3", "federation.cycles=4")
+STS = ("budget.cold_start=2", "budget.per_cycle=6", "federation.cycles=4", "split.folds=5")
+
+
+def stages() -> list[Stage]:
+    """In their order, as far as the strategies of each are known: those of the next follow from validation in the ones before."""
+    found = [Stage("hippocampus", "hippocampus", (*SUPERVISED, *HIPPOCAMPUS), EVERY, seeds=3)]
+    if found[-1].is_done:
+        six = tuple(ahead(found)[:6])
+        found.append(Stage("acdc", "acdc", (*SUPERVISED, *ACDC), six, seeds=3))
+    if len(found) == 2 and found[-1].is_done:
+        three = tuple(ahead(found)[:3])
+        found.append(Stage("sts", "sts", (*SUPERVISED, *STS), three, seeds=1, folds=5))
+    if len(found) == 3 and found[-1].is_done:
+        two = tuple(ahead(found)[:2])
+        found.append(Stage("acdc_semi", "acdc", (*SEMI, *ACDC), two, seeds=5))
+    return found
+
+
+def chosen(done: Sequence[Stage]) -> str | None:
+    """The strategy that validation patients speak for, over all supervised stages that are done."""
+    supervised = [stage for stage in done if stage.changes[:2] == SUPERVISED]
+    return ahead(supervised)[0] if supervised else None

@@ -1,0 +1,141 @@
+"""What is compared: an arm for each strategy, and the baselines that can't be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from client.sam_checkpoint import check as check_sam
+from configs.faults import ConfigError, Fault
+from configs.load import load
+from configs.schema import Run
+from strategies.query import BEFORE_TRAINING, STRATEGIES, fault_of
+
+ALWAYS = ("random", "random_fg")
+"""Comparators that every strategy has to beat."""
+
+ALL_LABELS = "all labels"
+ALONE = "each site alone"
+"""The ceiling: everything labelled. The floor of a federation: random labels, and every site trains by itself."""
+
+TWIN = "random_fg, evidential"
+"""random_fg with the head that strategies with evidence need."""
+
+COORDINATED = ("typiclust", "probcover")
+"""Strategies that sites can follow together (`budget.rule = "coordinated"`)."""
+
+FAIR = ("federation.restart=initial",)
+"""Every cycle trains from the same initial weights in the same number of steps, so that a curve rises by labels alone."""
+
+DROPOUT = 0.1
+
+PROMPT = ("experts.delay=0", "experts.absence=0")
+"""Experts who answer at once: with all labels none may be missing."""
+
+MODELS = ("global", "local", "both", "switch")
+"""What may come after an @: whose prediction is scored, as `query.model` has it."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a comparison.
+
+    Attributes:
+        name: as the page has it.
+        overrides: what is changed in the configuration, after the user's own changes.
+        alone: whether each site is a federation of its own.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    alone: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Its name as that of a folder."""
+        return self.name.replace(", ", "-").replace("@", "-").replace(" ", "_")
+
+
+def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> list[Arm]:
+    """Both randoms, the given strategies in their order, and the baselines.
+
+    What a strategy needs of the network is switched on: dropout for all arms alike, an evidential head for its own, which
+    random_fg then has a twin with, or the head would be compared rather than the choice. A strategy that needs no model makes the
+    first request too; all others have the configuration's. Where the configuration coordinates sites, those do whose strategy can
+    be coordinated; the others have the same budget for every site.
+
+    Args:
+        queries: names as `query.strategy` takes them, each with `@local`, `@both` or `@switch` behind it where another model
+            than the federation's is asked.
+
+    Raises:
+        ConfigError: unknown strategies, or an arm that the configuration does not fit; all of them at once.
+        SamUnavailable: an arm needs SAM, and its checkpoint can't be used.
+    """
+    faults = [Fault((), fault) for asked in queries if (fault := _fault_of(asked)) is not None]
+    if faults:
+        raise ConfigError("--query", faults)
+    plain = load(config, [*overrides, *FAIR])
+    asked = list(dict.fromkeys([*ALWAYS, *queries]))
+    needs = {name: STRATEGIES[_base(name)].needs for name in asked}
+    wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
+    shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
+    fixed = ("budget.rule=fixed",) if plain.budget.rule == "coordinated" else ()
+    evidential = [name for name in asked if "evidential head" in needs[name]]
+    head = "network.head=evidential"
+    found = []
+    for name in asked:
+        strategy, _, model = name.partition("@")
+        own = [f"query.strategy={strategy}"] + ([f"query.model={model}"] if model else [])
+        own += [f"query.cold_start={_base(name)}"] if _base(name) in BEFORE_TRAINING else []
+        own += list(fixed) if strategy not in COORDINATED else []
+        found.append(Arm(name, (*shared, *own, *([head] if name in evidential else []))))
+    if evidential and plain.network.head != "evidential":
+        found.append(Arm(TWIN, (*shared, *fixed, "query.strategy=random_fg", head)))
+    everything = ("budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1", "federation.quorum=1", *PROMPT)
+    chance = (*shared, *fixed, "query.strategy=random")
+    found += [Arm(ALL_LABELS, (*chance, *everything)), Arm(ALONE, (*chance, "federation.min_sites=1"), alone=True)]
+    _check(config, overrides, found)
+    return found
+
+
+def _base(name: str) -> str:
+    """The strategy in `feal+stochastic`, or `entropy@local`."""
+    return name.partition("@")[0].split("+")[0]
+
+
+def _fault_of(name: str) -> str | None:
+    strategy, at, model = name.partition("@")
+    if at and model not in MODELS:
+        return f"{name!r}: after an @ comes whose prediction is scored, one of {', '.join(MODELS)}"
+    return fault_of(strategy)
+
+
+def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
+    """Whether every arm's configuration loads, and tells what a comparison reads."""
+    faults: list[Fault] = []
+    for arm in arms:
+        try:
+            run = run_of(config, overrides, arm, seed=0)
+        except ConfigError as error:
+            faults += [replace(fault, problem=f"{arm.name}: {fault.problem}") for fault in error.faults]
+            continue
+        if run.privacy.share != "updates+sums" or run.privacy.min_patients > 1:
+            faults.append(
+                Fault(
+                    ("privacy",),
+                    "a comparison reads the Dice of every held-out patient of simulated sites: set privacy.share = "
+                    '"updates+sums" and privacy.min_patients = 1',
+                )
+            )
+            break
+        check_sam(run)
+    if faults:
+        raise ConfigError(str(config), faults)
+
+
+def run_of(config: Path, overrides: Sequence[str], arm: Arm, *, seed: int, fold: int = 0) -> Run:
+    """The configuration of an arm with a seed, holding out a fold."""
+    named = (f"seed={seed}", f"split.fold={fold}", f"name={arm.folder.replace('+', '-')}")
+    return load(config, [*overrides, *arm.overrides, *named])

@@ -1,0 +1,157 @@
+"""compare.html and compare.csv: what came out, for people and for other programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from configs.files import write_text
+from configs.schema import Run
+from server.report_words import count, dice, duration, human_bytes, signed
+from simulation.compare.arms import ALL_LABELS, ALONE, ALWAYS, TWIN, Arm
+from simulation.compare.numbers import FEWEST, TARGETS, WORSE_BY, Interval, Numbers, Pair, numbers_of
+from simulation.compare.plots import area_plot, curve_plot, curves_of
+from simulation.compare.record import Ran
+from simulation.compare.tables import arm_rows, as_csv, pair_rows, run_rows
+
+REFERENCE = "random_fg"
+"""What every strategy has to beat."""
+
+
+def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
+    """Write page and tables into a comparison's folder; gives the page. It says so where runs are missing.
+
+    Args:
+        seeds: how many there shall be of each arm.
+    """
+    numbers = numbers_of([arm.name for arm in arms], runs, folds=run.split.folds)
+    write_text(folder / "compare.csv", as_csv(arm_rows(numbers)))
+    write_text(folder / "compare_pairs.csv", as_csv(pair_rows(numbers)))
+    write_text(folder / "compare_runs.csv", as_csv(run_rows(numbers)))
+    path = folder / "compare.html"
+    write_text(path, _render(run, arms, numbers, seeds=seeds, command=command))
+    return path
+
+
+def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, command: str) -> str:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("simulation"), PackageLoader("server")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        dice=dice, signed=signed, bytes=human_bytes, duration=duration, between=_between, whole=_whole, doubt=_doubt
+    )
+    lines, folds = list(numbers.lines.values()), max(1, run.split.folds)
+    done, wanted = sum(map(len, numbers.by_arm.values())), len(arms) * seeds * folds
+    full = None if numbers.full is None or numbers.above else statistics.mean(numbers.full.values())
+    plots = {
+        over: curve_plot(curves, lines, over=over, ceiling=full)
+        for over in ("labels", "minutes")
+        if (curves := curves_of(numbers.by_arm, over=over))
+    }
+    return environment.get_template("compare.html.j2").render(
+        name=run.name,
+        status=f"{done} of {wanted} runs" if done < wanted else "complete",
+        missing=done < wanted,
+        lead=_lead(numbers),
+        facts=[
+            ("Seeds", str(seeds)),
+            *([("Folds", str(run.split.folds))] if run.split.folds else []),
+            ("Cycles", str(run.federation.cycles)),
+            ("First request", f"{run.budget.cold_start} a site"),
+            ("Then", f"{run.budget.per_cycle} a site and cycle"),
+            ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
+        ],
+        notes=_notes(numbers, wanted - done, seeds=seeds, folds=folds),
+        lines=sorted(lines, key=lambda line: -line.aubc[0]),
+        seeds=seeds,
+        targets=TARGETS,
+        area_plot=area_plot(lines) if lines else None,
+        label_plot=plots.get("labels"),
+        minute_plot=plots.get("minutes"),
+        budgets=sorted({labels for line in lines for labels in line.at}),
+        pairs=numbers.pairs,
+        over_minutes={(pair.ours, pair.theirs): pair for pair in numbers.pairs_minutes},
+        against=_against(numbers.pairs),
+        against_minutes=_against(numbers.pairs_minutes),
+        reference=REFERENCE,
+        worse_by=WORSE_BY,
+        always=ALWAYS,
+        command=command,
+        needed=_needed(arms),
+        footer="The same numbers as tables: compare.csv, compare_pairs.csv and, of every run, compare_runs.csv beside this page.",
+    )
+
+
+def _against(pairs: Sequence[Pair]) -> dict[str, Pair]:
+    return {arm: pair for pair in pairs for arm in (pair.ours, pair.theirs) if REFERENCE in (pair.ours, pair.theirs)}
+
+
+def _lead(numbers: Numbers) -> str:
+    """The answer in a few sentences: who is chosen on validation patients, and what test patients say of that choice."""
+    asked = [line for line in numbers.lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
+    best = max(asked, key=lambda line: line.validation, default=None)
+    if best is None:
+        return "No strategy has been run yet."
+    told = [
+        f"By validation patients {best.arm} is the strategy to choose; on test patients its mean Dice over budgets is "
+        f"{dice(best.aubc[0])}."
+    ]
+    for pairs, over in ((numbers.pairs, ""), (numbers.pairs_minutes, "Over expert minutes: ")):
+        told += [over + pair.verdict(best.arm) for pair in pairs if pair.of(best.arm, REFERENCE)]
+    return " ".join(told)
+
+
+def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[str]:
+    runs = [ran for found in numbers.by_arm.values() for ran in found]
+    notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
+    if max(seeds, folds) < FEWEST:
+        notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
+    if numbers.above:
+        notes.append(
+            f"With all labels training ends below {', '.join(numbers.above)}: it had too few steps for so many images, so that "
+            "it is no ceiling, and shares of its Dice are not told. Raise train.rounds_per_cycle."
+        )
+    if any(ran.points[-1].foreground < 0.99 for ran in numbers.by_arm.get(ALL_LABELS, ())):
+        notes.append("The run with all labels lacks some: experts skip images, or draw them differently.")
+    if folds > 1:
+        notes.append("Validation patients of a fold are test patients of another one: a choice by validation has seen them.")
+    if numbers.left_out:
+        notes.append(
+            f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
+        )
+    for what, told in (("versions of the program", {r.commit for r in runs}), ("machines", {r.machine for r in runs})):
+        if len(told) > 1:
+            notes.append(f"The runs are of {len(told)} {what}: {', '.join(sorted(told))}.")
+    return notes
+
+
+def _needed(arms: Sequence[Arm]) -> str:
+    """What is changed in the configuration for some arms; what is changed for all of them is said once."""
+    changes = {
+        arm.name: [o for o in arm.overrides if o.startswith(("network.", "query.cold_start", "budget.rule"))] for arm in arms
+    }
+    shared = set.intersection(*(set(of) for of in changes.values()))
+    told = [f"all have {override}" for override in sorted(shared)]
+    told += [f"{name} has {override}" for name, of in changes.items() for override in of if override not in shared]
+    return "; ".join(told) or "nothing, here"
+
+
+def _between(interval: Interval, signed: bool = False) -> str:
+    """The interval alone."""
+    form = "[{:+.3f}, {:+.3f}]" if signed else "[{:.3f}, {:.3f}]"
+    return form.format(*interval[1:]).replace("-", "−")
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _doubt(value: float) -> str:
+    return "< .001" if value < 0.001 else f"= {value:.3f}"

@@ -1,0 +1,179 @@
+"""`wardround compare`: every arm with every seed, each once, then the page.
+
+A comparison lies in one folder and goes on where it stopped; other processes may help with the same command, since a run is
+done by whoever begins it.
+
+    compare.json            what is compared, so that another comparison is not mixed with it
+    hospitals/seed<n>/      sites as they are made, for every run with that seed (with split.folds: seed<n>-fold<k>, each run)
+    cache/<site>/           images on the network's grid, truth, SAM's embeddings
+    runs/<arm>-seed<n>/     a run's folder (in parts, by site, for those that are alone), and record.json once it has ended
+    compare.html            the page; compare.csv, its numbers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.files import FolderInUse, locked, write_text
+from configs.load import dump, load
+from configs.schema import Run
+from server.progress import progress_for
+from server.rounds import Progress
+from simulation.compare import record
+from simulation.compare.arms import Arm, arms_of, run_of
+from simulation.compare.hospitals import hospitals, lend
+from simulation.compare.page import write_page
+from simulation.run import RunFolderError, start
+
+
+def compare(
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    queries: Sequence[str],
+    seeds: Sequence[int],
+    out: Path | None = None,
+    records: Path | None = None,
+) -> Path:
+    """Run what is not done yet and write the page; gives the comparison's folder.
+
+    Args:
+        config, overrides: as `configs.load.load` takes them.
+        queries: names of strategies.
+        out: the comparison's folder; runs/compare-NAME by default.
+        records: where the records of ended runs lie and are written to; in the comparison's folder by default. Whoever keeps them
+            elsewhere can delete that, and the same command makes no run anew.
+
+    Raises:
+        ConfigError, DataFault, StorageFault, FederationFault: as `simulation.run.simulate`.
+        RunFolderError: the folder holds another comparison.
+    """
+    console = Console(stderr=True)
+    arms, seeds = arms_of(config, overrides, queries), sorted(set(seeds))
+    plain = load(config, overrides)
+    folder = (out or Path("runs") / f"compare-{plain.name}").resolve()
+    with locked(folder / "hospitals", wait=True):
+        _claim(folder, plain)
+    jobs = [
+        Job(arm, run_of(config, overrides, arm, seed=seed, fold=fold), made_of, folder / "runs", records)
+        for seed in seeds
+        for fold in range(max(1, plain.split.folds))
+        for made_of in [load(config, [*overrides, f"seed={seed}", f"split.fold={fold}"])]
+        for arm in arms
+    ]
+    _check_records(jobs)
+    try:
+        with progress_for("compare", console) as progress:
+            for place, job in enumerate(jobs):
+                _once(folder, job, _Part(progress, place, len(jobs), job.name))
+    except KeyboardInterrupt:
+        console.print("\nStopped; every finished step is kept. The same command goes on, and others may help with it.")
+        sys.exit(130)
+    found = [ran for job in jobs if (ran := job.record()) is not None]
+    page = write_page(folder, plain, arms, found, seeds=len(seeds), command=_command(config, overrides, queries, seeds, out))
+    console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: an arm with a seed, holding out a fold.
+
+    Attributes:
+        run: its configuration.
+        made_of: the configuration that the hospitals of all arms are made of.
+        runs: the folder of all runs.
+        records: the folder of all records; None where each lies with its run.
+    """
+
+    arm: Arm
+    run: Run
+    made_of: Run
+    runs: Path
+    records: Path | None = None
+
+    @property
+    def name(self) -> str:
+        fold = f", fold {self.run.split.fold}" if self.run.split.folds else ""
+        return f"{self.arm.name}, seed {self.run.seed}{fold}"
+
+    @property
+    def folder(self) -> Path:
+        fold = f"-fold{self.run.split.fold}" if self.run.split.folds else ""
+        return self.runs / f"{self.arm.folder}-seed{self.run.seed}{fold}"
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "record.json" if self.records is None else self.records / f"{self.folder.name}.json"
+
+    def record(self) -> record.Ran | None:
+        """None where it has not ended."""
+        return record.read(self.record_path)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run's progress as a part of the comparison's: runs are counted, steps are told."""
+
+    shown: Progress
+    place: int
+    runs: int
+    name: str
+
+    def step(self, text: str, *, done: int, total: int) -> None:
+        self.shown.step(f"{self.name}: {text} ({done}/{total})", done=self.place, total=self.runs)
+
+
+def _command(config: Path, overrides: Sequence[str], queries: Sequence[str], seeds: Sequence[int], out: Path | None) -> str:
+    parts = ["wardround compare", str(config), *(f"--set '{item}'" for item in overrides)]
+    parts += [f"--query {' '.join(queries)}"] if queries else []
+    parts += [f"--seeds {' '.join(map(str, seeds))}"] + ([f"--out {os.path.relpath(out)}"] if out else [])
+    return " ".join(parts)
+
+
+def _claim(folder: Path, run: Run) -> None:
+    """Make the folder this comparison's own; strategies and seeds may be added later, the configuration stays."""
+    path, told = folder / "compare.json", json.dumps({"configuration": dump(run)}, sort_keys=True)
+    if path.exists() and path.read_text() != told:
+        raise RunFolderError(f"{folder} holds a comparison of another configuration: choose another folder with --out")
+    theirs = [entry for entry in folder.iterdir() if entry.name != "hospitals" and entry.suffix != ".part"]
+    if not path.exists() and theirs:
+        raise RunFolderError(f"{folder} is not empty and holds no comparison: choose another folder with --out")
+    write_text(path, told)
+
+
+def _check_records(jobs: Sequence[Job]) -> None:
+    """That what has ended was run as it would be now: other strategies may need another network of all arms."""
+    for job in jobs:
+        ran = job.record()
+        other = record.differences(ran, job.run) if ran is not None else []
+        if other:
+            raise RunFolderError(
+                f"{job.name} has been run with {', '.join(other)}, and would not be now (a strategy that is compared with it may "
+                "need another network): choose another folder with --out, or compare what was compared here"
+            )
+
+
+def _once(folder: Path, job: Job, shown: Progress) -> None:
+    """Run a job, unless it is done or another process is at it."""
+    if job.record() is not None:
+        return
+    with locked(folder / "hospitals", wait=True):
+        made, names = hospitals(job.made_of, folder, progress=lambda what, done, total: shown.step(what, done=done, total=total))
+    try:
+        with locked(job.folder):
+            federations = [[name] for name in names] if job.arm.alone else [names]
+            folders = [job.folder / names_[0] if job.arm.alone else job.folder / "all" for names_ in federations]
+            for part, members in zip(folders, federations, strict=True):
+                lend(made, members, job.run, part, cache=folder / "cache")
+                start(part, members, engine="inline", shown=shown)
+            record.write(job.record_path, record.taken(job.arm.name, folders, run=job.run, alone=job.arm.alone))
+    except FolderInUse:
+        return

@@ -1,0 +1,48 @@
+"""Cases in small groups of several patients, so that what is told of whole groups is told of no few patients.
+
+Microaggregation (Domingo-Ferrer and Mateo-Sanz 2002). A sum over many cases protects nobody where another sum leaves a few of
+them out: the difference is theirs. But whoever is told sums over whole groups alone can add and subtract them as often as they
+like, and is left with whole groups, or nothing. Pure: arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def in_groups(features: NDArray[np.floating], patients: Sequence[str], *, min_patients: int) -> NDArray[np.intp]:
+    """(N,) the group of each case, numbered from 0: alike cases, of at least `min_patients` patients in each.
+
+    As MDAV does it: of the cases that are left the one farthest from their mean, and from each of the nearest other patients
+    the nearest case. Cases that are left of too few patients join the group with the nearest mean. With one patient each case
+    is a group. O(N² · F / `min_patients`) time.
+
+    Args:
+        features: (N, F) of cases, by which they are alike.
+        patients: N names or hashes.
+
+    Returns:
+        The groups; −1 for every case where all of them together are of too few patients.
+    """
+    points = np.asarray(features, dtype=np.float64)
+    if min_patients <= 1:
+        return np.arange(len(points))
+    whose = np.unique(np.asarray(patients, dtype=str), return_inverse=True)[1]
+    group = np.full(len(points), -1, dtype=np.intp)
+    left, squares = np.arange(len(points)), np.square(points).sum(axis=1)
+    means: list[NDArray[np.float64]] = []
+    while len(np.unique(whose[left])) >= min_patients:
+        own = points[left]
+        farthest = own[(squares[left] - 2 * own @ own.mean(axis=0)).argmax()]  # distances, but for what all cases share
+        order = left[np.argsort(squares[left] - 2 * own @ farthest, kind="stable")]
+        nearest_of_each = np.unique(whose[order], return_index=True)[1]
+        members = order[np.sort(nearest_of_each)[:min_patients]]
+        group[members] = len(means)
+        means.append(points[members].mean(axis=0))
+        left = left[group[left] < 0]
+    for row in left.tolist() if means else ():
+        group[row] = np.linalg.norm(np.stack(means) - points[row], axis=1).argmin()
+    return group

@@ -1,0 +1,159 @@
+"""A whole comparison: done once, gone on with, and told in a page and a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.faults import ConfigError
+from configs.files import locked
+from server.rounds import Progress
+from simulation.compare import record
+from simulation.compare.arms import arms_of, run_of
+from simulation.compare.run import compare
+from simulation.run import RunFolderError, start
+
+
+def test_a_comparison_has_its_baselines_and_is_done_once(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts dawdle and a step needs two sites: with all labels none is missing all the same, and a site alone is enough."""
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    slow = ["experts.delay=3", "federation.quorum=0.5", "federation.min_sites=2"]
+    assert compare(config, slow, queries=["entropy"], seeds=[0], out=out) == out.resolve()
+    names = sorted(path.parent.name for path in (out / "runs").glob("*/record.json"))
+    assert names == ["all_labels-seed0", "each_site_alone-seed0", "entropy-seed0", "random-seed0", "random_fg-seed0"]
+    runs = {name: record.read(out / "runs" / name / "record.json") for name in names}
+    assert all(ran is not None for ran in runs.values())
+    entropy, random = runs["entropy-seed0"], runs["random-seed0"]
+    assert entropy is not None
+    assert random is not None
+    assert [point.labels for point in entropy.points] == [point.labels for point in random.points]
+    assert entropy.points[0].test == random.points[0].test, "the first request is the same, and so is all that follows from it"
+    assert entropy.points[0].test.keys() == {patient for ran in runs.values() if ran for patient in ran.points[-1].test}
+    whole = runs["all_labels-seed0"]
+    assert whole is not None
+    assert whole.points[-1].foreground == 1.0
+    alone = runs["each_site_alone-seed0"]
+    assert alone is not None
+    assert [point.bytes for point in alone.points] == [0, 0], "who trains alone sends nothing"
+    assert entropy.points[-1].bytes > entropy.points[0].bytes > 0
+    assert whole.points[-1].minutes > entropy.points[-1].minutes > entropy.points[0].minutes > 0
+
+    page = (out / "compare.html").read_text()
+    assert "complete" in page
+    assert "entropy" in page
+    arms = {"random", "random_fg", "entropy", "all labels", "each site alone"}
+    tables = {name: rows_of(out / f"{name}.csv") for name in ("compare", "compare_runs", "compare_pairs")}
+    assert {row["strategy"] for row in tables["compare"]} == {row["strategy"] for row in tables["compare_runs"]} == arms
+    told = {row["strategy"]: row for row in tables["compare"]}["entropy"]
+    last = [row for row in tables["compare_runs"] if row["strategy"] == "entropy"][-1]
+    assert told["final_dice"] == last["dice_test"]
+    assert (told["aubc"], told["aubc_validation"]) == (last["aubc_test"], last["aubc_validation"])
+    assert f"{float(told['aubc']):.3f} <" in page, "the page and the table tell the same"
+    assert len(tables["compare_pairs"]) == 2 * 10
+    assert {row["over"] for row in tables["compare_pairs"]} == {"labels", "minutes"}
+
+    def no_more(*_: object, **__: object) -> None:
+        raise AssertionError("everything was there")
+
+    monkeypatch.setattr("simulation.compare.run.start", no_more)
+    compare(config, slow, queries=["entropy"], seeds=[0], out=out)
+    assert (out / "compare.html").read_text() == page
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in (out / "runs").glob("*/record.json"):
+        path.rename(kept / f"{path.parent.name}.json")
+    compare(config, slow, queries=["entropy"], seeds=[0], out=tmp_path / "elsewhere", records=kept)
+    assert (tmp_path / "elsewhere" / "compare.csv").read_text() == (out / "compare.csv").read_text()
+
+    with pytest.raises(RunFolderError, match=r"random, seed 0 has been run with network\.dropout = 0\.0, and would not be now"):
+        compare(config, slow, queries=["entropy", "bald"], seeds=[0], out=out, records=kept)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_comparison_of_folds_goes_on_after_a_kill_and_has_tested_every_patient(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its fourth run of eight, between two federations of one site each; no part that had ended is begun again."""
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    started: list[Path] = []
+
+    def begin(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        if len(started) == 4:
+            started.append(folder)
+            raise KeyboardInterrupt
+        started.append(folder)
+        start(folder, names, engine=engine, shown=shown)
+
+    monkeypatch.setattr("simulation.compare.run.start", begin)
+    with pytest.raises(SystemExit):
+        compare(config, ["split.folds=2"], queries=[], seeds=[0], out=out)
+    first = list(started)
+    assert len(list((out / "runs").glob("*/record.json"))) == 3
+    compare(config, ["split.folds=2"], queries=[], seeds=[0], out=out)
+    assert len(list((out / "runs").glob("*/record.json"))) == 8
+    assert not {*first[:3]} & {*started[5:]}, "runs that had ended stay"
+    tested = [record.read(out / "runs" / f"random-seed0-fold{fold}" / "record.json") for fold in (0, 1)]
+    patients = [{*ran.points[-1].test} for ran in tested if ran is not None]
+    assert not patients[0] & patients[1]
+    assert len(patients[0] | patients[1]) == 15
+    page = (out / "compare.html").read_text()
+    assert "complete" in page
+    assert "<dt>Folds</dt><dd>2</dd>" in page
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    compare(config, [], queries=[], seeds=[], out=out)
+    with locked(out / "runs" / "random-seed0"):
+        compare(config, [], queries=[], seeds=[0], out=out)
+    names = {path.parent.name for path in (out / "runs").glob("*/record.json")}
+    assert names == {"random_fg-seed0", "all_labels-seed0", "each_site_alone-seed0"}
+    assert "3 of 4 runs" in (out / "compare.html").read_text()
+    compare(config, [], queries=[], seeds=[0], out=out)
+    assert "complete" in (out / "compare.html").read_text()
+
+
+def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)entorpy.*marign.*entropy@mine.*global, local, both, switch"):
+        compare(tiny_config(), [], queries=["entorpy", "marign", "entropy@mine"], seeds=[0], out=tmp_path / "c")
+
+
+def test_arms_have_what_their_strategy_needs(tiny_config: Callable[..., Path]) -> None:
+    arms = {arm.name: arm for arm in arms_of(tiny_config(), [], ["bald@both", "feal+cap", "typiclust", "random"])}
+    assert list(arms) == [
+        *("random", "random_fg", "bald@both", "feal+cap", "typiclust"),
+        *("random_fg, evidential", "all labels", "each site alone"),
+    ]
+    runs = {name: run_of(tiny_config(), [], arm, seed=4) for name, arm in arms.items()}
+    assert all(run.seed == 4 and run.network.dropout > 0 and run.federation.restart == "initial" for run in runs.values())
+    heads = {name for name, run in runs.items() if run.network.head == "evidential"}
+    assert heads == {"feal+cap", "random_fg, evidential"}
+    assert (runs["bald@both"].query.strategy, runs["bald@both"].query.model) == ("bald", "both")
+    assert {name: run.query.cold_start for name, run in runs.items() if run.query.cold_start != "random"} == {
+        "typiclust": "typiclust"
+    }
+
+
+def test_sites_are_coordinated_in_the_arms_that_can_be(tiny_config: Callable[..., Path]) -> None:
+    together = ["budget.rule=coordinated", "query.strategy=typiclust"]
+    arms = arms_of(tiny_config(), together, ["typiclust", "entropy"])
+    rules = {arm.name: run_of(tiny_config(), together, arm, seed=0).budget.rule for arm in arms}
+    assert rules.pop("typiclust") == "coordinated"
+    assert set(rules.values()) == {"fixed"}
+
+
+def test_another_comparison_is_not_mixed_in(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "something").write_text("")
+    with pytest.raises(RunFolderError, match="holds no comparison"):
+        compare(tiny_config(), [], queries=[], seeds=[0], out=tmp_path / "c")
