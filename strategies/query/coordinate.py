@@ -155,7 +155,8 @@ def share_out(censuses: Mapping[str, Census], *, total: int, covering: bool, rng
     Again and again a kind is picked of those that wait somewhere. TypiClust: the one with fewest cases annotated or given out, of
     equals the largest. ProbCover (`covering`): the one with most cases that none is in reach of, until nothing is bare, then as
     TypiClust; who is given out covers what is bare of its kind. The site with most cases of that kind waiting gets it; of equals
-    the one with the smallest grant so far.
+    the one with the smallest grant so far. Sites with nothing annotated come first, until each has been given a case: one that
+    has no label can't take part in supervised training at all, however well its kinds are known elsewhere.
 
     Args:
         total: cases of all sites together; fewer where fewer wait.
@@ -168,12 +169,14 @@ def share_out(censuses: Mapping[str, Census], *, total: int, covering: bool, rng
     bare = sum((one.bare for one in censuses.values()), none) if covering else none
     luck = rng.permutation(kinds)
     for _ in range(total):
-        waits = sum(left.values(), none)
+        unseen = [site for site, one in censuses.items() if not one.annotated.any() and not given[site] and left[site].any()]
+        among = sorted(unseen or left)
+        waits = sum((left[site] for site in among), none)
         there = np.flatnonzero(waits).tolist()
         if not there:
             break
         kind = min(there, key=lambda k: (-bare[k], taken[k], -waits[k], luck[k]))
-        site = min(sorted(left), key=lambda name: (-left[name][kind], len(given[name])))
+        site = min(among, key=lambda name: (-left[name][kind], len(given[name])))
         given[site].append(kind)
         left[site][kind] -= 1
         taken = taken + np.eye(1, kinds, kind, dtype=np.int64)[0]

@@ -136,14 +136,16 @@ def _likeness(unit: NDArray[np.float32], rows: list[int], before: NDArray[np.int
 
 
 def _neighbours(unit: NDArray[np.float32], rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """The nearest `NEIGHBOURS` others of each row, those above `SIMILAR` alone."""
+    """The nearest `NEIGHBOURS` others of each row, those above `SIMILAR` alone: few are, so these are found first."""
     cosine = unit[rows] @ unit.T
     cosine[np.arange(len(rows)), rows] = -np.inf
-    most = min(NEIGHBOURS, len(unit) - 1)
-    if most == 0:
-        return [np.empty(0, dtype=np.intp)] * len(rows)
-    nearest = np.argpartition(-cosine, most - 1, axis=1)[:, :most]
-    return [found[cosine[n, found] > SIMILAR] for n, found in enumerate(nearest)]
+    near = []
+    for to_all in cosine:
+        alike = np.flatnonzero(to_all > SIMILAR)
+        if len(alike) > NEIGHBOURS:
+            alike = alike[np.argpartition(-to_all[alike], NEIGHBOURS - 1)[:NEIGHBOURS]]
+        near.append(alike)
+    return near
 
 
 def _look(seen: Seen) -> Columns:

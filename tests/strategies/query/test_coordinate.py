@@ -95,11 +95,17 @@ def told(waiting: tuple[int, ...], annotated: tuple[int, ...], bare: tuple[int, 
 
 
 def test_kinds_are_shared_out_by_hand() -> None:
-    """Kind 0 is annotated twice, kind 1 never, kind 2 never and rarer: 1, 2, then 1 again, since 0 has two already."""
-    censuses = {"A": told((5, 4, 0), (2, 0, 0)), "B": told((0, 3, 2), (0, 0, 0))}
+    """Kind 0 is annotated three times, kind 1 never, kind 2 never and rarer: 1, 2, then 1 again, since 0 has three already."""
+    censuses = {"A": told((5, 4, 0), (2, 0, 0)), "B": told((0, 3, 2), (1, 0, 0))}
     assert share_out(censuses, total=3, covering=False, rng=np.random.default_rng(0)) == {"A": [1, 1], "B": [2]}
     all_ = share_out(censuses, total=99, covering=False, rng=np.random.default_rng(0))
     assert {site: sorted(kinds) for site, kinds in all_.items()} == {"A": [0] * 5 + [1] * 4, "B": [1] * 3 + [2] * 2}
+
+
+def test_a_site_without_a_label_is_given_one_first_though_its_kinds_are_known_elsewhere() -> None:
+    """B's one kind is annotated more than any, and A has more of it: left to kinds alone B would wait for the eighth grant."""
+    censuses = {"A": told((5, 5), (9, 0)), "B": told((2, 0), (0, 0)), "C": told((0, 0), (0, 0))}
+    assert share_out(censuses, total=3, covering=False, rng=np.random.default_rng(0)) == {"A": [1, 1], "B": [0], "C": []}
 
 
 def test_covering_takes_what_none_is_in_reach_of_though_it_is_annotated() -> None:
