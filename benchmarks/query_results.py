@@ -12,18 +12,21 @@ the highest area under the learning curve on *validation* patients so far. Test 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 import query_runs
 from query_figure import Panel, Row, write_figure
-from query_runs import EVERY, Stage, chosen, full_size, stages, told
+from query_runs import EVERY, Stage, full_size, gains, stages, supervised, told
 from results import Claim, benchmark_rows, claim_table, run_benchmark, write_page, written_by
 
 from simulation.compare.arms import ALL_LABELS, ALONE
-from simulation.compare.numbers import WORSE_BY, Line, Numbers, Pair
+from simulation.compare.numbers import WORSE_BY, Numbers, Pair
+from simulation.compare.readings import Reached
 from simulation.compare.run import compare
 
 BENCHMARKS = ("query",)
+WAIT_SECONDS = 60
 
 DATA = {
     "hippocampus": "Hippocampus: four sites of different size, all strategies",
@@ -41,106 +44,126 @@ def run(stage: Stage) -> None:
 
 
 def run_all() -> None:
-    """Stage by stage, until one has runs that other processes are still at."""
-    done = -1
-    while (known := stages()) and (last := known[-1]) and len(known) > done:
-        done = len(known)
-        run(last)
+    """Stage by stage; where other processes are at the last runs of one, they are waited for."""
+    known: list[Stage] = []
+    while len(found := stages()) > len(known) or not found[-1].is_done:
+        if len(found) == len(known):
+            time.sleep(WAIT_SECONDS)
+        known = found
+        run(known[-1])
 
 
-def against(numbers: Numbers, arm: str, other: str) -> Pair:
-    """The pair of these two, over labels."""
-    return next(pair for pair in numbers.pairs if pair.of(arm, other))
+def half_of_labels(numbers: Numbers, best: str, *, target: float = 0.95) -> tuple[str, bool]:
+    """What was measured of "that share of the full-label Dice with half of random's labels", and whether it holds.
+
+    Where random never arrives it would need more than it had: then half of that is enough, and not half of more.
+    """
+    if numbers.above:
+        return f"all labels are no ceiling: {', '.join(numbers.above)} end above them", False
+    ours, theirs = (numbers.lines[arm].reach_labels.get(target) for arm in (best, "random"))
+    if ours is None or theirs is None:
+        return "all labels have not been run", False
+    more = "" if theirs.by_all else "more than "
+    if not ours.by_all:
+        had = f"{numbers.lines[best].labels:.0f} labels"
+        return f"not in every {numbers.unit} with {had} (random: {more}{theirs.budget:.0f})", False
+    return f"{ours.budget:.0f} of {more}{theirs.budget:.0f} labels", ours.budget <= theirs.budget / 2
 
 
-def share_of_labels(line: Line, random: Line, target: float = 0.95) -> str | None:
-    """Labels to that share of the full-label Dice, beside those of random; None where either never arrives."""
-    ours, theirs = line.reach_labels[target], random.reach_labels[target]
-    return None if ours is None or theirs is None else f"{ours:.0f} of {theirs:.0f}"
-
-
-def table(stage: Stage, numbers: Numbers) -> list[str]:
+def table(numbers: Numbers) -> list[str]:
     """A row for each arm, best AUBC on validation patients first."""
     lines = [
         "| strategy | AUBC, validation | AUBC, test | to random_fg | to random | over minutes | final | worst | to 95 % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, line in sorted(numbers.lines.items(), key=lambda item: -item[1].validation):
-        cells = [_against(numbers.pairs, name, other) for other in ("random_fg", "random")]
-        cells.append(_against(numbers.pairs_minutes, name, "random_fg"))
-        reached = [("–" if value is None else f"{value:.0f}") for value in (line.reach_labels[0.95], line.reach_minutes[0.95])]
+        cells = [_seen_from(name, numbers.against(name)), _against(numbers.pairs, name, "random")]
+        cells.append(_seen_from(name, numbers.against(name, minutes=True)))
+        reached = [_reached(of.get(0.95)) for of in (line.reach_labels, line.reach_minutes)]
+        worst = "–" if line.worst is None else f"{line.worst:.3f}"
         dice = f"{line.aubc[0]:.3f} [{line.aubc[1]:.3f}, {line.aubc[2]:.3f}]"
         lines.append(
-            f"| {name} | {line.validation:.3f} | {dice} | {' | '.join(cells)} | {line.final[0]:.3f} | {line.worst:.3f} | "
+            f"| {name} | {line.validation:.3f} | {dice} | {' | '.join(cells)} | {line.final[0]:.3f} | {worst} | "
             f"{', '.join(reached)} |"
         )
     return lines
 
 
 def _against(pairs: Sequence[Pair], arm: str, other: str) -> str:
-    if arm == other:
-        return ""
-    pair = next(pair for pair in pairs if pair.of(arm, other))
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*pair.seen_from(arm))
+    return _seen_from(arm, next((pair for pair in pairs if pair.of(arm, other)), None))
 
 
-def verdicts(stage: Stage, numbers: Numbers) -> list[str]:
+def _seen_from(arm: str, pair: Pair | None) -> str:
+    return "" if pair is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*pair.seen_from(arm))
+
+
+def _reached(told: Reached | None) -> str:
+    return "–" if told is None else f"{'' if told.by_all else '> '}{told.budget:.0f}"
+
+
+def verdicts(numbers: Numbers) -> list[str]:
     """Pairs that can be told apart, and how many can't."""
-    clear = [pair for pair in numbers.pairs if not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE} and pair.is_clear]
-    among = sum(not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE} for pair in numbers.pairs)
-    text = [
-        f"Of {among} pairs of strategies {len(clear)} can be told apart (Holm-corrected, all {len(numbers.pairs)} pairs):",
-        "",
-    ]
-    text += [f"- {pair.verdict(pair.ours)}" for pair in clear]
-    return [*text, ""] if clear else [text[0].rstrip(":") + ".", ""]
+    pairs = [pair for pair in numbers.pairs if not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE}]
+    clear = [pair for pair in pairs if pair.is_clear]
+    text = f"Of {len(pairs)} pairs of strategies {len(clear)} can be told apart (Holm-corrected, all {len(numbers.pairs)} pairs)"
+    return [f"{text}:", "", *(f"- {pair.verdict(pair.ours)}" for pair in clear), ""] if clear else [f"{text}.", ""]
 
 
 def remarks(stage: Stage, numbers: Numbers) -> list[str]:
     """What a reader of the table has to know of its runs."""
     commits = ", ".join(sorted({ran.commit for ran in stage.found}))
-    told = [f"{len(stage.found)} runs, at {commits}."]
+    machines = ", ".join(sorted({ran.machine for ran in stage.found}))
+    told = [f"{len(stage.found)} runs, at {commits}, on {machines}."]
+    if numbers.within:
+        told.append("AUBC is over {:g} to {:g} labels.".format(*numbers.within))
     if numbers.above:
         told.append(f"With all labels training ends below {', '.join(numbers.above)}: shares of its Dice are not told.")
     if stage.folds > 1:
-        told.append("Validation patients of a fold are test patients of another: this comparison chooses nothing.")
+        told.append(
+            "Validation patients of a fold are test patients of another: this comparison chooses nothing. It is paired by fold; "
+            "as folds train on much the same patients, intervals are widened (Nadeau and Bengio 2003)."
+        )
     return [" ".join(told)]
 
 
 def claims(done: Sequence[Stage]) -> list[Claim]:
     """What this is after, for the strategy that validation patients speak for."""
-    best = chosen(done)
     rows = []
-    for stage in done if best else ():
-        numbers = told(stage)
+    found = gains(supervised(done)) if supervised(done) else {}
+    for stage in done if found else ():
+        best, numbers = next(iter(found)), told(stage)
         if best not in numbers.lines:
             continue
-        assert best is not None
-        line, random = numbers.lines[best], numbers.lines["random"]
-        share = share_of_labels(line, random)
-        ours, theirs = line.reach_labels[0.95], random.reach_labels[0.95]
-        halved = ours is not None and theirs is not None and ours <= 0.5 * theirs
-        what = (
-            f"{share} labels"
-            if share
-            else "not reached in every seed by "
-            + " and ".join(name for name, it in ((best, ours), ("random", theirs)) if it is None)
-        )
-        rows.append(Claim(f"{stage.name}: {best} has 95 % of full-label Dice with half of random's labels", what, halved))
-        pair = against(numbers, best, "random_fg")
-        told_ = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*pair.seen_from(best))
-        rows.append(
-            Claim(f"{stage.name}: {best} is no worse than random_fg ({WORSE_BY:g}, AUBC)", told_, pair.no_worse(best) is True)
-        )
+        measured, met = half_of_labels(numbers, best)
+        rows.append(Claim(f"{stage.name}: {best} has 95 % of full-label Dice with half of random's labels", measured, met))
+        pair = numbers.against(best)
+        assert pair is not None, "random_fg always takes part"
+        sure = pair.no_worse(best)
+        measured = _seen_from(best, pair) + (", too wide to be sure" if sure is None else "")
+        rows.append(Claim(f"{stage.name}: {best} is no worse than random_fg ({WORSE_BY:g}, AUBC)", measured, sure is True))
     return rows + benchmark_rows(query_runs.scale.page.stem, BENCHMARKS)
+
+
+def choice(done: Sequence[Stage]) -> list[str]:
+    """What validation patients say of all supervised comparisons that are done."""
+    found = gains(supervised(done)) if supervised(done) else {}
+    if not found:
+        return []
+    best, gain = next(iter(found.items()))
+    said = (
+        f"By validation patients of what is done, the strategy to choose is **{best}**"
+        if gain > 0
+        else f"By validation patients of what is done, **no strategy is ahead of random_fg**; the best of them is {best}"
+    )
+    return [f"{said} ({gain:+.3f} of AUBC, mean over {len(supervised(done))} comparisons).", ""]
 
 
 def panel(stage: Stage, numbers: Numbers) -> Panel:
     """AUBC of each strategy against random_fg."""
     rows = [
-        Row(name, *against(numbers, name, "random_fg").seen_from(name))
+        Row(name, *pair.seen_from(name))
         for name in sorted(numbers.lines, key=lambda name: -numbers.lines[name].aubc[0])
-        if name in EVERY or name == "random"
+        if (name in EVERY or name == "random") and (pair := numbers.against(name)) is not None
     ]
     return Panel(DATA[stage.name].split(":")[0], rows)
 
@@ -156,15 +179,14 @@ def compose() -> None:
         "",
         written_by("query_results.py"),
         "Every cycle trains from the same initial weights in the same steps, so that a curve rises by labels alone; hospitals",
-        "and held-out patients are the same for all strategies. AUBC is the mean Dice over budgets, between the first request",
-        "and the last. To random_fg, to random: its difference; over minutes: the difference to random_fg of the mean Dice",
-        "over expert minutes, by the stated model (`[cost]`). Final: Dice after the last, worst: of the worst site. To 95 %:",
-        "labels and minutes that it took to 95 % of the Dice with all labels. Brackets are 95 % intervals, of differences",
-        "paired by seed and patient. Patients are bootstrapped; seeds, too few to resample, are drawn from a t distribution",
-        "as wide as they lie apart in all pairs of strategies, or in that one.",
+        "and held-out patients are the same for all strategies. AUBC is the mean Dice over the budgets that all curves share.",
+        "To random_fg (with the same head), to random: its difference; over minutes: the difference to random_fg of the mean",
+        "Dice over expert minutes, by the stated model (`[cost]`). Final: Dice after the last, worst: of the worst site. To",
+        "95 %: labels and minutes that it took to 95 % of the Dice with all labels; more than (>) where some runs never came so",
+        "far. Brackets are 95 % intervals, of differences paired by seed and patient. Patients are bootstrapped; seeds, too few",
+        "to resample, are drawn from a t distribution as wide as they lie apart in all pairs of strategies, or in that one.",
         "",
-        "Steps, learning rate and dropout were chosen by validation Dice of random_fg and of all labels, on hippocampus and ACDC",
-        "with seeds 7 and 8, which no run here has.",
+        query_runs.scale.chosen,
         "",
     ]
     for stage in known:
@@ -174,19 +196,17 @@ def compose() -> None:
                 f"**Not finished: {stage.name} has {have} of {stage.wanted} runs.** Test patients are read when all are there.",
                 "",
             ]
-    best = chosen(done)
-    if best is not None:
-        text += [f"By validation patients of what is done, the strategy to choose is **{best}**.", ""]
+    text += choice(done)
     if promised:
         text += ["## Promised and measured", "", *claim_table(promised), ""]
     if done:
         write_figure(page.with_suffix(".svg"), [panel(stage, numbers[stage.name]) for stage in done])
         text += [f"![AUBC of each strategy against random_fg]({page.stem}.svg)", ""]
     for stage in done:
-        text += [f"## {DATA[stage.name]}", "", *table(stage, numbers[stage.name]), "", *verdicts(stage, numbers[stage.name])]
+        text += [f"## {DATA[stage.name]}", "", *table(numbers[stage.name]), "", *verdicts(numbers[stage.name])]
         text += [*remarks(stage, numbers[stage.name]), ""]
         text += ["The same comparison with pictures, by hand:", "", f"    {stage.command}", ""]
-    write_page(page, text, promised)
+    write_page(page, text, promised, whole=all(stage.is_done for stage in known) and len(known) == len(DATA))
 
 
 def main() -> None:

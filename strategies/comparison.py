@@ -2,7 +2,11 @@
 
 Patients are resampled (bootstrap). Seeds are not: with three, ten resamples are all there are, and their percentiles cover the
 truth in 80 to 90 of 100 cases instead of 95. What another set of seeds would give is drawn from a t distribution instead, whose
-width is how far runs lie apart that differ in nothing but their seed.
+width is how far runs lie apart that differ in nothing but their seed. Few patients err in the same way, if less: what resamples
+stray from the mean is widened for it (`_widened`).
+
+Folds in the place of seeds train on much the same patients, so that they lie apart by less than new data would: `overlap`, test
+patients over training patients of a fold, makes up for that (Nadeau and Bengio, Machine Learning 2003).
 """
 
 from __future__ import annotations
@@ -43,19 +47,23 @@ def seed_noise(tables: Sequence[NDArray[np.float64]], *, df: int) -> SeedNoise:
     return SeedNoise(float(np.sqrt(np.mean(known))) if known else 0.0, max(1, df))
 
 
-def mean_interval(runs: Runs, *, noise: SeedNoise | None = None, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a method over seeds and patients, and its 95 % interval; `noise` as in `difference`.
+def mean_interval(runs: Runs, *, overlap: float = 0.0, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a method over seeds and patients, and its 95 % interval, by its own seeds alone: what a seed does to one method it
+    does to others too, so that these say little more.
 
     Args:
         runs: the same patients with each seed.
+        overlap: of folds.
     """
     patients = sorted(runs[0])
     if any(sorted(run) != patients for run in runs):
         raise ValueError("a mean over seeds and patients needs the same patients in each run")
-    return _interval(np.array([[run[p] for p in patients] for run in runs]), noise, seed)
+    return _interval(np.array([[run[p] for p in patients] for run in runs]), None, overlap, seed)
 
 
-def difference(ours: Runs, theirs: Runs, *, noise: SeedNoise | None = None, seed: int = 0) -> tuple[float, float, float]:
+def difference(
+    ours: Runs, theirs: Runs, *, noise: SeedNoise | None = None, overlap: float = 0.0, seed: int = 0
+) -> tuple[float, float, float]:
     """Mean difference of two methods, paired by seed and patient, and its 95 % interval.
 
     With one seed and without `noise` the interval is that over patients alone.
@@ -63,16 +71,17 @@ def difference(ours: Runs, theirs: Runs, *, noise: SeedNoise | None = None, seed
     Args:
         ours, theirs: the same seeds and the same patients.
         noise: of differences like this one; where this one's own is larger that counts, so that a method whose trainings fail at
-            times is not thought as steady as the others. Without it only its own is known, and t has one degree of freedom less
-            than there are seeds.
+            times is not thought as steady as the others. Where its own counts, or nothing else is known, t has one degree of
+            freedom less than there are seeds.
+        overlap: of folds.
     """
-    return _interval(paired(ours, theirs), noise, seed)
+    return _interval(paired(ours, theirs), noise, overlap, seed)
 
 
-def doubt(ours: Runs, theirs: Runs, *, noise: SeedNoise | None = None, seed: int = 0) -> float:
+def doubt(ours: Runs, theirs: Runs, *, noise: SeedNoise | None = None, overlap: float = 0.0, seed: int = 0) -> float:
     """Two-sided p of a difference of 0, in [0, 1]; arguments as `difference` takes them."""
     values = paired(ours, theirs)
-    means, sd, df = _parts(values, noise, seed)
+    means, sd, df = _parts(values, noise, overlap, seed)
     if sd == 0:
         below = float(((means < 0).sum() + 0.5 * (means == 0).sum() + 0.5) / (len(means) + 1))
     else:
@@ -103,19 +112,31 @@ def paired(ours: Runs, theirs: Runs) -> NDArray[np.float64]:
     return np.array([[a[p] - b[p] for p in patients] for a, b in zip(ours, theirs, strict=True)])
 
 
-def _interval(values: NDArray[np.float64], noise: SeedNoise | None, seed: int) -> tuple[float, float, float]:
-    means, sd, df = _parts(values, noise, seed)
+def _interval(values: NDArray[np.float64], noise: SeedNoise | None, overlap: float, seed: int) -> tuple[float, float, float]:
+    means, sd, df = _parts(values, noise, overlap, seed)
     drawn = np.random.default_rng([seed, 1]).standard_t(df, len(means)) if sd else np.zeros(len(means))
     low, high = np.percentile(means + sd * drawn, (2.5, 97.5))
     return float(values.mean()), float(low), float(high)
 
 
-def _parts(values: NDArray[np.float64], noise: SeedNoise | None, seed: int) -> tuple[NDArray[np.float64], float, int]:
+def _parts(
+    values: NDArray[np.float64], noise: SeedNoise | None, overlap: float, seed: int
+) -> tuple[NDArray[np.float64], float, int]:
     """Means of values over resampled patients (DRAWS,); standard error of their seeds, and its degrees of freedom."""
     seeds, patients = values.shape
     drawn = np.random.default_rng(seed).integers(0, patients, (DRAWS, patients))
-    means = values.mean(axis=0)[drawn].mean(axis=1)
-    own = float(values.mean(axis=1).std(ddof=1)) if seeds > 1 else 0.0
-    if noise is None:
-        return means, own / np.sqrt(seeds), max(1, seeds - 1)
-    return means, max(own, noise.sd) / np.sqrt(seeds), noise.df
+    means = _widened(values.mean(axis=0)[drawn].mean(axis=1), values.mean(), patients)
+    sd, df = float(values.mean(axis=1).std(ddof=1)) if seeds > 1 else 0.0, max(1, seeds - 1)
+    if noise is not None and noise.sd > sd:
+        sd, df = noise.sd, noise.df
+    return means, sd * float(np.sqrt(1 / seeds + overlap)), df
+
+
+def _widened(means: NDArray[np.float64], mean: float, patients: int) -> NDArray[np.float64]:
+    """Resampled means, as far from the mean as Student's t would have it: resamples lack the factor of √(n / (n - 1)), and know
+    nothing of their spread being an estimate.
+    """
+    if patients == 1:
+        return means
+    factor = np.sqrt(patients / (patients - 1)) * stats.t.ppf(0.975, patients - 1) / stats.norm.ppf(0.975)
+    return np.asarray(mean + factor * (means - mean))

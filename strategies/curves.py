@@ -12,6 +12,8 @@ import numpy as np
 from scipy.optimize import curve_fit
 
 FEWEST_FOR_A_FIT = 4
+LEAST_RISE = 0.02
+"""Below it a curve counts as flat: what is fitted to noise is a steep beginning as often as not."""
 
 
 def aubc(budgets: Sequence[float], dice: Sequence[float]) -> float:
@@ -41,11 +43,11 @@ def budget_to_reach(budgets: Sequence[float], dice: Sequence[float], target: flo
 def foreground_efficiency(shares: Sequence[float], dice: Sequence[float]) -> float | None:
     """β of y = c − a·exp(−β (x − x₀)), x being the share of all foreground that is annotated: how fast that pays (nnActive).
 
-    None with fewer than `FEWEST_FOR_A_FIT` points, where the curve does not rise, where no such curve fits, and where the points
-    leave β open: its standard error is as large as itself, or it is as steep as it may be.
+    None with fewer than `FEWEST_FOR_A_FIT` points, where the curve rises by less than `LEAST_RISE` to its end, where no such
+    curve fits, and where the points leave β open: its standard error is as large as itself, or it is as steep as it may be.
     """
     x, y = np.asarray(shares, dtype=np.float64), np.asarray(dice, dtype=np.float64)
-    if len(np.unique(x)) < FEWEST_FOR_A_FIT or y.max() <= y[0]:
+    if len(np.unique(x)) < FEWEST_FOR_A_FIT or y[-1] - y[0] < LEAST_RISE:
         return None
 
     def rise(x: np.ndarray, c: float, a: float, beta: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,6 +98,12 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     found += [Arm(ALL_LABELS, (*chance, *everything)), Arm(ALONE, (*chance, "federation.min_sites=1"), alone=True)]
     _check(config, overrides, found)
     return found
+
+
+def reference_of(arm: str, among: Container[str]) -> str:
+    """What an arm has to beat: random_fg, with its own head where that has been run."""
+    needs = STRATEGIES[_base(arm)].needs if _base(arm) in STRATEGIES else ()
+    return TWIN if "evidential head" in needs and TWIN in among else "random_fg"
 
 
 def _base(name: str) -> str:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from client.site import Site
+from client.store import Store
 from configs.files import write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run
 from simulation.prepare import prepare, write_site_toml
 from simulation.sources import Progress
+from strategies.query.budget import proportional
+from strategies.query.units import unit_of
+from strategies.records import Demand
 
 
 def hospitals(run: Run, folder: Path, *, progress: Progress) -> tuple[Path, list[str]]:
@@ -50,6 +55,28 @@ def lend(made: Path, names: Sequence[str], run: Run, folder: Path, *, cache: Pat
         if not (site / "site.db").exists():
             write_bytes(site / "site.db", (own / "site.db").read_bytes())  # closed, so that its journal is empty
     write_text(folder / "config.toml", dump(run))  # last: a folder without it was not finished
+
+
+def lone_runs(run: Run, made: Path, names: Sequence[str]) -> list[Run]:
+    """Configurations of sites that train alone, in the order of their names, each with the budget that it has among the others.
+
+    By `budget.rule = "proportional"` that follows from the pools after the first request, and later ones shrink alike; all other
+    rules give sites that choose by chance equal budgets.
+
+    Args:
+        made: as `hospitals` gives it.
+    """
+    per_site = dict.fromkeys(names, run.budget.per_cycle)
+    if run.budget.rule == "proportional":
+        pools = {}
+        for name in names:
+            with closing(Store.at(made / "sites" / name / "site.db")) as store:
+                waiting = store.cases("unlabelled")
+            units = len({unit_of(case, run.query.unit) for case in waiting})
+            pools[name] = Demand(len(waiting), max(0, units - run.budget.cold_start))
+        per_site = proportional(pools, per_site=run.budget.per_cycle)
+    budgets = {name: run.budget.model_copy(update={"rule": "fixed", "per_cycle": cases}) for name, cases in per_site.items()}
+    return [run.model_copy(update={"budget": budgets[name]}) for name in names]
 
 
 def _link(link: Path, target: Path) -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
-import numpy as np
-
-from simulation.compare.arms import ALL_LABELS, ALWAYS
+from simulation.compare.arms import ALL_LABELS, ALWAYS, reference_of
 from simulation.compare.readings import (
+    Reached,
     Read,
     budget_reached,
     common_range,
@@ -26,7 +25,7 @@ from simulation.compare.readings import (
     whole_seeds,
 )
 from simulation.compare.record import Ran
-from strategies.comparison import SeedNoise, difference, doubt, holm, mean_interval, paired, seed_noise
+from strategies.comparison import difference, doubt, holm, mean_interval, paired, seed_noise
 
 TARGETS = (0.9, 0.95)
 """Shares of the Dice with all labels."""
@@ -56,9 +55,9 @@ class Line:
         final: Dice at the end.
         at: number of labels to the Dice then, of an arm that has come so far with every seed; the budgets are those of `random`.
         labels, minutes: what was paid by then, mean over seeds.
-        reach_labels, reach_minutes: share of the full-label Dice to what it took, mean over seeds; None where not all reached it.
+        reach_labels, reach_minutes: share of the full-label Dice to what it took; empty where all labels are no ceiling.
         efficiency: β of Dice over the share of foreground that is annotated; None where none fits.
-        worst: Dice of the worst site at the end.
+        worst: Dice of the worst site at the end; None where none is known.
         bytes, seconds: of a run.
     """
 
@@ -71,10 +70,10 @@ class Line:
     at: Mapping[float, Interval]
     labels: float
     minutes: float
-    reach_labels: Mapping[float, float | None]
-    reach_minutes: Mapping[float, float | None]
+    reach_labels: Mapping[float, Reached]
+    reach_minutes: Mapping[float, Reached]
     efficiency: float | None
-    worst: float
+    worst: float | None
     bytes: float
     seconds: float
 
@@ -130,6 +129,8 @@ class Numbers:
     Attributes:
         by_arm: the runs that count, by arm in the order of arms; those of whole seeds alone, with patients that all tell of.
         lines: by arm.
+        unit: what is repeated, "seed" or "fold".
+        within: the labels that all curves share, over which AUBC is taken; None where they share none.
         pairs, pairs_minutes: by AUBC over labels, and over expert minutes.
         full: fold to the Dice with all labels; None where that has not been run.
         above: arms that end with more than that Dice, so that it is no ceiling, and shares of it say nothing.
@@ -138,47 +139,60 @@ class Numbers:
 
     by_arm: Mapping[str, Sequence[Ran]]
     lines: Mapping[str, Line]
+    unit: str
+    within: tuple[float, float] | None
     pairs: Sequence[Pair]
     pairs_minutes: Sequence[Pair]
     full: Mapping[int, float] | None
     above: Sequence[str]
     left_out: int
 
+    def gain(self, line: Line) -> float:
+        """How far it is ahead of what it has to beat, by AUBC on validation patients: what a strategy is chosen by."""
+        reference = self.lines.get(reference_of(line.arm, self.lines))
+        return line.validation - (reference.validation if reference else 0.0)
+
+    def against(self, arm: str, *, minutes: bool = False) -> Pair | None:
+        """Its pair with what it has to beat (`arms.reference_of`); None where it is that itself, or either has not been run."""
+        reference = reference_of(arm, self.lines)
+        return next((pair for pair in (self.pairs_minutes if minutes else self.pairs) if pair.of(arm, reference)), None)
+
 
 def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbers:
     """Of all runs that have ended; `folds` as in `split.folds`, or 1."""
     kept, left_out = same_patients(whole_seeds(runs, folds=max(1, folds)))
     by_arm = {arm: found for arm in arms if (found := [ran for ran in kept if ran.arm == arm])}
+    unit = unit_of(kept)
     within = {over: common_range(kept, over=over) for over in ("labels", "minutes")}
     area = partial(patient_aubc, within=within["labels"])
     area_minutes = partial(patient_aubc, over="minutes", within=within["minutes"])
     full = _by_fold(by_arm[ALL_LABELS]) if ALL_LABELS in by_arm else None
     above = [] if full is None else [arm for arm, ended in by_arm.items() if _beyond(_by_fold(ended), full)]
+    goals = {} if full is None or above else {target: {fold: target * dice for fold, dice in full.items()} for target in TARGETS}
     budgets = sorted({point.labels for ran in by_arm.get(ALWAYS[0], ()) for point in ran.points})
-    at = {budget: _at_budget(by_arm, budget) for budget in budgets}
-    noise = {read: _noise_of_means(by_arm, read) for read in (area, area_minutes, final)}
 
     def line(arm: str, ended: Sequence[Ran]) -> Line:
         last = [ran.points[-1] for ran in ended]
-        goals = {
-            target: None if full is None or above else {fold: target * dice for fold, dice in full.items()} for target in TARGETS
-        }
         on_validation = partial(area, role="validation")
-        means = {read: _mean(ended, read, noise[read]) for read in noise}
+        worst = [point.worst_test for point in last if point.worst_test is not None]
         return Line(
             arm=arm,
             seeds=len({ran.seed for ran in ended}),
-            aubc=means[area],
-            aubc_minutes=means[area_minutes],
+            aubc=mean_of(ended, area, unit=unit),
+            aubc_minutes=mean_of(ended, area_minutes, unit=unit),
             validation=statistics.mean(statistics.mean(on_validation(ran).values()) for ran in ended),
-            final=means[final],
-            at={budget: told[arm] for budget, told in at.items() if arm in told},
+            final=mean_of(ended, final, unit=unit),
+            at={
+                budget: mean_of(ended, partial(patient_dice_at, budget=budget), unit=unit)
+                for budget in budgets
+                if all(spans(ran, budget) for ran in ended)
+            },
             labels=statistics.mean(point.labels for point in last),
             minutes=statistics.mean(point.minutes for point in last),
             reach_labels={target: budget_reached(ended, goal, of="labels") for target, goal in goals.items()},
             reach_minutes={target: budget_reached(ended, goal, of="minutes") for target, goal in goals.items()},
             efficiency=efficiency(ended),
-            worst=statistics.mean(point.worst_test for point in last),
+            worst=statistics.mean(worst) if worst else None,
             bytes=statistics.mean(point.bytes for point in last),
             seconds=statistics.mean(ran.seconds for ran in ended),
         )
@@ -186,6 +200,8 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
     return Numbers(
         by_arm=by_arm,
         lines={arm: line(arm, ended) for arm, ended in by_arm.items()},
+        unit=unit,
+        within=within["labels"],
         pairs=pairs_of(by_arm, area),
         pairs_minutes=pairs_of(by_arm, area_minutes),
         full=full,
@@ -196,43 +212,33 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
 
 def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
     """Every pair of arms that have seeds in common, in order."""
+    unit = unit_of([ran for runs in by_arm.values() for ran in runs])
     found = []
     for ours, theirs in combinations(by_arm, 2):
         both = {ran.seed for ran in by_arm[ours]} & {ran.seed for ran in by_arm[theirs]}
         if both:
-            sides = [[ran for ran in by_arm[arm] if ran.seed in both] for arm in (ours, theirs)]
-            found.append((ours, theirs, unit_of(sides[0]), [samples(side, read) for side in sides]))
+            sides = [samples([ran for ran in by_arm[arm] if ran.seed in both], read, unit=unit) for arm in (ours, theirs)]
+            found.append((ours, theirs, sides))
     most = max((len(sides[0]) for *_, sides in found), default=1)
     noise = seed_noise([paired(*sides) for *_, sides in found], df=(len(by_arm) - 1) * (most - 1))
-    doubts = holm([doubt(*sides, noise=noise) for *_, sides in found])
+    overlap = _overlap(unit, most)
+    doubts = holm([doubt(*sides, noise=noise, overlap=overlap) for *_, sides in found])
     return [
-        Pair(ours, theirs, difference(*sides, noise=noise), unsure, len(sides[0]), unit)
-        for (ours, theirs, unit, sides), unsure in zip(found, doubts, strict=True)
+        Pair(ours, theirs, difference(*sides, noise=noise, overlap=overlap), unsure, len(sides[0]), unit)
+        for (ours, theirs, sides), unsure in zip(found, doubts, strict=True)
     ]
 
 
-def interval_beside(runs: Sequence[Ran], by_arm: Mapping[str, Sequence[Ran]], read: Read) -> Interval:
-    """Mean of an arm's runs and its interval, knowing how far the seeds of all arms lie apart."""
-    return _mean(runs, read, _noise_of_means(by_arm, read))
-
-
-def _at_budget(by_arm: Mapping[str, Sequence[Ran]], budget: float) -> dict[str, Interval]:
-    """Dice of the arms that have come so far."""
-    there = {arm: runs for arm, runs in by_arm.items() if all(spans(ran, budget) for ran in runs)}
-    read = partial(patient_dice_at, budget=budget)
-    noise = _noise_of_means(there, read)
-    return {arm: _mean(runs, read, noise) for arm, runs in there.items()}
-
-
-def _mean(runs: Sequence[Ran], read: Read, noise: SeedNoise) -> Interval:
-    """Of a Dice, whose interval ends at 0 and 1 at the latest."""
-    mean, low, high = mean_interval(samples(runs, read), noise=noise)
+def mean_of(runs: Sequence[Ran], read: Read, *, unit: str) -> Interval:
+    """Mean of a Dice over an arm's runs, and its interval, which ends at 0 and 1 at the latest."""
+    told = samples(runs, read, unit=unit)
+    mean, low, high = mean_interval(told, overlap=_overlap(unit, len(told)))
     return mean, max(0.0, low), min(1.0, high)
 
 
-def _noise_of_means(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> SeedNoise:
-    tables = [np.array([list(run.values()) for run in samples(ended, read)]) for ended in by_arm.values()]
-    return seed_noise(tables, df=sum(len(table) - 1 for table in tables))
+def _overlap(unit: str, count: int) -> float:
+    """Test patients over training patients, where each of `count` repetitions tests a fold."""
+    return 1 / (count - 1) if unit == "fold" and count > 1 else 0.0
 
 
 def _by_fold(runs: Sequence[Ran]) -> dict[int, float]:

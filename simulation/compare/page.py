@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,12 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from configs.files import write_text
 from configs.schema import Run
 from server.report_words import count, dice, duration, human_bytes, signed
-from simulation.compare.arms import ALL_LABELS, ALONE, ALWAYS, TWIN, Arm
-from simulation.compare.numbers import FEWEST, TARGETS, WORSE_BY, Interval, Numbers, Pair, numbers_of
+from simulation.compare.arms import ALL_LABELS, ALONE, ALWAYS, TWIN, Arm, reference_of
+from simulation.compare.numbers import FEWEST, TARGETS, WORSE_BY, Interval, Numbers, numbers_of
 from simulation.compare.plots import area_plot, curve_plot, curves_of
+from simulation.compare.readings import Reached
 from simulation.compare.record import Ran
 from simulation.compare.tables import arm_rows, as_csv, pair_rows, run_rows
-
-REFERENCE = "random_fg"
-"""What every strategy has to beat."""
 
 
 def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
@@ -45,7 +44,14 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
         lstrip_blocks=True,
     )
     environment.filters.update(
-        dice=dice, signed=signed, bytes=human_bytes, duration=duration, between=_between, whole=_whole, doubt=_doubt
+        dice=dice,
+        signed=signed,
+        bytes=human_bytes,
+        duration=duration,
+        between=_between,
+        whole=_whole,
+        doubt=_doubt,
+        reached=_reached,
     )
     lines, folds = list(numbers.lines.values()), max(1, run.split.folds)
     done, wanted = sum(map(len, numbers.by_arm.values())), len(arms) * seeds * folds
@@ -53,7 +59,7 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
     plots = {
         over: curve_plot(curves, lines, over=over, ceiling=full)
         for over in ("labels", "minutes")
-        if (curves := curves_of(numbers.by_arm, over=over))
+        if (curves := curves_of(numbers.by_arm, over=over, unit=numbers.unit))
     }
     return environment.get_template("compare.html.j2").render(
         name=run.name,
@@ -66,6 +72,8 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
             ("Cycles", str(run.federation.cycles)),
             ("First request", f"{run.budget.cold_start} a site"),
             ("Then", f"{run.budget.per_cycle} a site and cycle"),
+            *([("AUBC", "{:g} to {:g} labels".format(*numbers.within))] if numbers.within else []),
+            *([("Test patients", _patients(numbers))] if lines else []),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
         notes=_notes(numbers, wanted - done, seeds=seeds, folds=folds),
@@ -78,9 +86,12 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
         budgets=sorted({labels for line in lines for labels in line.at}),
         pairs=numbers.pairs,
         over_minutes={(pair.ours, pair.theirs): pair for pair in numbers.pairs_minutes},
-        against=_against(numbers.pairs),
-        against_minutes=_against(numbers.pairs_minutes),
-        reference=REFERENCE,
+        against={line.arm: numbers.against(line.arm) for line in lines},
+        against_minutes={line.arm: numbers.against(line.arm, minutes=True) for line in lines},
+        folds=numbers.unit == "fold",
+        all_labels=ALL_LABELS,
+        twins=[line.arm for line in lines if reference_of(line.arm, numbers.lines) == TWIN],
+        twin=TWIN,
         worse_by=WORSE_BY,
         always=ALWAYS,
         command=command,
@@ -89,23 +100,33 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
     )
 
 
-def _against(pairs: Sequence[Pair]) -> dict[str, Pair]:
-    return {arm: pair for pair in pairs for arm in (pair.ours, pair.theirs) if REFERENCE in (pair.ours, pair.theirs)}
-
-
 def _lead(numbers: Numbers) -> str:
     """The answer in a few sentences: who is chosen on validation patients, and what test patients say of that choice."""
-    asked = [line for line in numbers.lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
-    best = max(asked, key=lambda line: line.validation, default=None)
+    lines = numbers.lines
+    asked = [line for line in lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
+    best = max(asked, key=numbers.gain, default=None)
     if best is None:
         return "No strategy has been run yet."
+    better = [arm for arm in dict.fromkeys((*ALWAYS, reference_of(best.arm, lines))) if arm in lines]
+    better = [arm for arm in better if lines[arm].validation >= best.validation]
     told = [
-        f"By validation patients {best.arm} is the strategy to choose; on test patients its mean Dice over budgets is "
-        f"{dice(best.aubc[0])}."
+        f"By validation patients no strategy is ahead of {' and '.join(better)}; the best of those compared is {best.arm}"
+        if better
+        else f"By validation patients {best.arm} is the strategy to choose"
     ]
-    for pairs, over in ((numbers.pairs, ""), (numbers.pairs_minutes, "Over expert minutes: ")):
-        told += [over + pair.verdict(best.arm) for pair in pairs if pair.of(best.arm, REFERENCE)]
+    told[0] += f". On test patients its mean Dice over budgets is {dice(best.aubc[0])}."
+    pair, over_minutes = numbers.against(best.arm), numbers.against(best.arm, minutes=True)
+    told += [pair.verdict(best.arm)] if pair else []
+    told += ["Over expert minutes: " + over_minutes.verdict(best.arm)] if over_minutes else []
     return " ".join(told)
+
+
+def _patients(numbers: Numbers) -> str:
+    """How many are tested, and where most of them are: all count alike, so that a large site has more of a say."""
+    tested = {patient for runs in numbers.by_arm.values() for ran in runs for patient in ran.points[-1].test}
+    sites = Counter(patient.partition("/")[0] for patient in tested)
+    site, most = sites.most_common(1)[0]
+    return f"{len(tested)}" + (f", {most} of them at {site}" if len(sites) > 1 and 2 * most > len(tested) else "")
 
 
 def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[str]:
@@ -113,6 +134,8 @@ def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[st
     notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
     if max(seeds, folds) < FEWEST:
         notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
+    if max(seeds, folds) == 1:
+        notes.append("Intervals are those over patients alone: what another seed would give, one seed can't tell.")
     if numbers.above:
         notes.append(
             f"With all labels training ends below {', '.join(numbers.above)}: it had too few steps for so many images, so that "
@@ -122,6 +145,9 @@ def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[st
         notes.append("The run with all labels lacks some: experts skip images, or draw them differently.")
     if folds > 1:
         notes.append("Validation patients of a fold are test patients of another one: a choice by validation has seen them.")
+        notes.append("Folds train on much the same patients; intervals are widened for it (Nadeau and Bengio 2003).")
+    if runs and numbers.within is None:
+        notes.append("The curves share no range of budgets: each area is over budgets of its own, and they can't be compared.")
     if numbers.left_out:
         notes.append(
             f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
@@ -151,6 +177,11 @@ def _between(interval: Interval, signed: bool = False) -> str:
 
 def _whole(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+def _reached(told: Reached | None) -> str:
+    """How much it took; more than that where some runs never arrived."""
+    return "–" if told is None else f"{'' if told.by_all else '> '}{told.budget:,.0f}"
 
 
 def _doubt(value: float) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from server.report_svg import INKS, Frame, Plot, axes_in, plot, spread
 from simulation.compare.arms import ALL_LABELS, ALONE, TWIN
-from simulation.compare.numbers import Interval, Line, interval_beside
+from simulation.compare.numbers import Interval, Line, mean_of
 from simulation.compare.record import Ran
 
 NAMED = 3
@@ -30,15 +30,20 @@ class Curve:
     dice: tuple[Interval, ...]
 
 
-def curves_of(by_arm: Mapping[str, Sequence[Ran]], *, over: str) -> list[Curve]:
-    """Of each arm with more than one assessment: means over seeds and folds, cycle by cycle; `over` is "labels" or "minutes"."""
+def curves_of(by_arm: Mapping[str, Sequence[Ran]], *, over: str, unit: str) -> list[Curve]:
+    """Of each arm with more than one assessment: means over seeds and folds, cycle by cycle.
+
+    Args:
+        over: "labels" or "minutes".
+        unit: what is repeated, "seed" or "fold".
+    """
     drawn = {arm: runs for arm, runs in by_arm.items() if all(len(ran.points) > 1 for ran in runs)}
     cycles = range(min((len(ran.points) for runs in drawn.values() for ran in runs), default=0))
     return [
         Curve(
             arm=arm,
             budgets=tuple(statistics.mean(getattr(ran.points[cycle], over) for ran in runs) for cycle in cycles),
-            dice=tuple(interval_beside(runs, drawn, partial(_test, cycle)) for cycle in cycles),
+            dice=tuple(mean_of(runs, partial(_test, cycle), unit=unit) for cycle in cycles),
         )
         for arm, runs in drawn.items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -22,13 +22,13 @@ def unit_of(runs: Sequence[Ran]) -> str:
     return "fold" if len({ran.fold for ran in runs}) > len({ran.seed for ran in runs}) else "seed"
 
 
-def samples(runs: Sequence[Ran], read: Read) -> list[dict[str, float]]:
-    """What `read` tells, for each repetition (`unit_of`) in ascending order.
+def samples(runs: Sequence[Ran], read: Read, *, unit: str) -> list[dict[str, float]]:
+    """What `read` tells, for each repetition in ascending order; `unit` is the whole comparison's.
 
-    By seed: of each test patient; the folds of a seed have different patients and are taken together. By fold: folds share no
-    patient and no training, so that each is one number, the mean over its patients and seeds.
+    By seed: of each test patient; the folds of a seed have different patients and are taken together. By fold: no patient is
+    tested in two, so that each is one number, the mean over its patients and seeds.
     """
-    if unit_of(runs) == "fold":
+    if unit == "fold":
         folds = sorted({ran.fold for ran in runs})
         return [{"fold": statistics.mean(statistics.mean(read(r).values()) for r in runs if r.fold == f)} for f in folds]
     found: dict[int, dict[str, float]] = {}
@@ -63,8 +63,9 @@ def patient_aubc(
 
 
 def common_range(runs: Sequence[Ran], *, over: str = "labels") -> tuple[float, float] | None:
-    """The budgets that all runs of more than one point have in common; None where there are none."""
-    curves = [_rising(ran, over=over)[0] for ran in runs if len(ran.points) > 1]
+    """The budgets that all runs have in common; None where there are none. Runs that paid for no label after their first have no
+    range, and don't count."""
+    curves = [budgets for ran in runs if len(budgets := _rising(ran, over=over)[0]) > 1]
     low, high = max((c[0] for c in curves), default=0.0), min((c[-1] for c in curves), default=0.0)
     return (low, high) if low < high else None
 
@@ -134,14 +135,21 @@ def spans(ran: Ran, budget: float) -> bool:
     return min(point.labels for point in ran.points) <= budget <= max(point.labels for point in ran.points)
 
 
-def budget_reached(runs: Sequence[Ran], goals: Mapping[int, float] | None, *, of: str) -> float | None:
-    """Mean over runs of the labels, or minutes, at which each reached the Dice that is the goal of its fold; None where one of
-    them never did."""
-    if goals is None:
-        return None
+@dataclass(frozen=True)
+class Reached:
+    """What it took to come to a Dice, mean over runs; where some never did they count with all that they had, so that it took
+    more than that.
+    """
+
+    budget: float
+    by_all: bool
+
+
+def budget_reached(runs: Sequence[Ran], goals: Mapping[int, float], *, of: str) -> Reached:
+    """Labels, or minutes, at which runs reached the Dice that is the goal of their fold."""
     each = [budget_to_reach(*mean_curve(ran, over=of), goals[ran.fold]) for ran in runs]
-    known = [budget for budget in each if budget is not None]
-    return statistics.mean(known) if len(known) == len(runs) else None
+    spent = [getattr(ran.points[-1], of) if budget is None else budget for budget, ran in zip(each, runs, strict=True)]
+    return Reached(statistics.mean(spent), None not in each)
 
 
 def efficiency(runs: Sequence[Ran]) -> float | None:

@@ -28,7 +28,7 @@ class Point:
         minutes: what they had cost the experts.
         foreground: the share of all foreground pixels in the pools that they show.
         validation, test: patient (`site/patient`) to mean Dice over classes and volumes.
-        worst_test: the lowest mean test Dice of a site.
+        worst_test: the lowest mean test Dice of a site; None where no site has a test patient with a structure to find.
         bytes: that all sites and the coordinator had sent each other.
     """
 
@@ -37,7 +37,7 @@ class Point:
     foreground: float
     validation: dict[str, float]
     test: dict[str, float]
-    worst_test: float
+    worst_test: float | None
     bytes: int
 
 
@@ -151,7 +151,7 @@ def _part(folder: Path) -> _Part:
                     / max(pool, 1),
                     validation=dice["validation"],
                     test=dice["test"],
-                    worst_test=float(event["dice_worst_test"]),
+                    worst_test=number(event.get("dice_worst_test")),
                     bytes=sent,
                 )
             )
@@ -169,7 +169,7 @@ def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:
         foreground=sum(p.foreground * pool for p, pool in zip(points, pools, strict=True)) / max(sum(pools), 1),
         validation={patient: dice for point in points for patient, dice in point.validation.items()},
         test={patient: dice for point in points for patient, dice in point.test.items()},
-        worst_test=min(point.worst_test for point in points),
+        worst_test=min((point.worst_test for point in points if point.worst_test is not None), default=None),
         bytes=0,  # who trains alone sends nothing
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from server.progress import progress_for
 from server.rounds import Progress
 from simulation.compare import record
 from simulation.compare.arms import Arm, arms_of, run_of
-from simulation.compare.hospitals import hospitals, lend
+from simulation.compare.hospitals import hospitals, lend, lone_runs
 from simulation.compare.page import write_page
 from simulation.run import RunFolderError, start
 
@@ -171,9 +172,18 @@ def _once(folder: Path, job: Job, shown: Progress) -> None:
         with locked(job.folder):
             federations = [[name] for name in names] if job.arm.alone else [names]
             folders = [job.folder / names_[0] if job.arm.alone else job.folder / "all" for names_ in federations]
-            for part, members in zip(folders, federations, strict=True):
-                lend(made, members, job.run, part, cache=folder / "cache")
+            runs = lone_runs(job.run, made, names) if job.arm.alone else [job.run]
+            for part, members, run in zip(folders, federations, runs, strict=True):
+                _begin_anew_if_other(part, run)
+                lend(made, members, run, part, cache=folder / "cache")
                 start(part, members, engine="inline", shown=shown)
             record.write(job.record_path, record.taken(job.arm.name, folders, run=job.run, alone=job.arm.alone))
     except FolderInUse:
         return
+
+
+def _begin_anew_if_other(part: Path, run: Run) -> None:
+    """Delete a run that has not ended and was begun otherwise: a strategy asked for since may need another network of all."""
+    begun = part / "config.toml"
+    if begun.exists() and begun.read_text() != dump(run):
+        shutil.rmtree(part)

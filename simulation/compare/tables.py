@@ -33,8 +33,9 @@ def arm_rows(numbers: Numbers) -> list[Row]:
             row |= {name: _digits(interval[0]), f"{name}_low": _digits(interval[1]), f"{name}_high": _digits(interval[2])}
         row |= {"aubc_validation": _digits(line.validation), "worst_site_dice": _digits(line.worst)}
         for target in TARGETS:
-            row[f"labels_to_{100 * target:.0f}_percent"] = _digits(line.reach_labels[target], 1)
-            row[f"minutes_to_{100 * target:.0f}_percent"] = _digits(line.reach_minutes[target], 1)
+            for what, reached in (("labels", line.reach_labels.get(target)), ("minutes", line.reach_minutes.get(target))):
+                row[f"{what}_to_{100 * target:.0f}_percent"] = None if reached is None else _digits(reached.budget, 1)
+                row[f"{what}_to_{100 * target:.0f}_percent_by_all"] = None if reached is None else reached.by_all
         row |= {"labels": line.labels, "minutes": _digits(line.minutes, 2), "foreground_efficiency": _digits(line.efficiency, 2)}
         row |= {"bytes": round(line.bytes), "seconds": _digits(line.seconds, 1)}
         for labels in budgets:
@@ -53,7 +54,8 @@ def pair_rows(numbers: Numbers) -> list[Row]:
             "over": over,
             **{name: _digits(value) for name, value in zip(("difference", "low", "high"), pair.difference, strict=True)},
             "p": _digits(pair.doubt, 6),
-            pair.unit + "s": pair.count,
+            "count": pair.count,
+            "of": pair.unit,
             "verdict": pair.verdict(pair.ours),
         }
         for over, pairs in (("labels", numbers.pairs), ("minutes", numbers.pairs_minutes))

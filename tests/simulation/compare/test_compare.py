@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from client.store import Store
 from configs.faults import ConfigError
 from configs.files import locked
+from configs.load import load
 from server.rounds import Progress
 from simulation.compare import record
 from simulation.compare.arms import arms_of, run_of
@@ -121,6 +123,42 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tiny_config: Callable[..
     assert "3 of 4 runs" in (out / "compare.html").read_text()
     compare(config, [], queries=[], seeds=[0], out=out)
     assert "complete" in (out / "compare.html").read_text()
+
+
+def test_a_run_that_was_begun_with_another_network_is_begun_anew(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its first steps; then bald is asked for too, which needs dropout in all arms."""
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+
+    def killed(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        start(folder, names, engine=engine, shown=shown)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("simulation.compare.run.start", killed)
+        with pytest.raises(SystemExit):
+            compare(config, [], queries=[], seeds=[0], out=out)
+    (folder,) = (out / "runs").glob("random-seed0/all")
+    assert load(folder / "config.toml").network.dropout == 0
+    compare(config, [], queries=["bald"], seeds=[0], out=out)
+    assert load(folder / "config.toml").network.dropout > 0
+    ended = record.read(out / "runs" / "random-seed0" / "record.json")
+    other = record.read(out / "runs" / "random_fg-seed0" / "record.json")
+    assert ended is not None
+    assert other is not None
+    assert ended.points[0].test == other.points[0].test, "the same network, the same first request"
+
+
+@pytest.mark.parametrize("rule", ["fixed", "proportional"])
+def test_a_site_alone_asks_for_as_many_as_among_the_others(rule: str, tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = tiny_config(cycles=3, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    sizes = [f"budget.rule={rule}", "budget.per_cycle=3", "split.sites=size", "split.count=3"]
+    compare(config, sizes, queries=[], seeds=[0], out=out)
+    stores = {arm: (out / "runs").glob(f"{arm}-seed0/*/sites/*/site.db") for arm in ("random", "each_site_alone")}
+    labels = {arm: {path.parent.name: Store.at(path).counts()["labelled"] for path in of} for arm, of in stores.items()}
+    assert labels["each_site_alone"] == labels["random"]
+    assert (len(set(labels["random"].values())) == 1) is (rule == "fixed")
 
 
 def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:

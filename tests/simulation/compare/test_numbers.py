@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from simulation.compare.arms import ALL_LABELS
+from simulation.compare.arms import ALL_LABELS, TWIN
 from simulation.compare.numbers import WORSE_BY, Line, Pair, numbers_of, pairs_of
 from simulation.compare.readings import (
+    Reached,
     common_range,
     efficiency,
     final,
@@ -20,6 +21,7 @@ from simulation.compare.readings import (
     whole_seeds,
 )
 from simulation.compare.record import Point, Ran
+from simulation.compare.tables import pair_rows
 
 
 def point(labels: int, dice: dict[str, float], *, minutes: float | None = None) -> Point:
@@ -67,15 +69,33 @@ def test_the_line_of_an_arm() -> None:
     assert line.seeds == 2
     assert line.aubc[0] == line.aubc_minutes[0] == pytest.approx(21 / 30)
     assert line.final[0] == pytest.approx(0.8)
-    assert line.reach_labels[0.9] == pytest.approx(20 + 20 * 0.02 / 0.1), "0.72 lies a fifth of the way from .7 to .8"
-    assert line.reach_labels[0.95] == pytest.approx(20 + 20 * 0.06 / 0.1)
+    assert line.reach_labels[0.9].budget == pytest.approx(20 + 20 * 0.02 / 0.1), "0.72 lies a fifth of the way from .7 to .8"
+    assert line.reach_labels[0.95].budget == pytest.approx(20 + 20 * 0.06 / 0.1)
     assert line.worst == pytest.approx(0.7)
-    assert line_beside(0.8, [ran("x", 0, FLAT)]).reach_labels[0.9] is None, "never there"
+    assert line.reach_labels[0.9].by_all
 
 
-def test_a_seed_that_never_arrives_leaves_no_mean() -> None:
+def test_a_seed_that_never_arrives_counts_with_all_that_it_had_and_is_told() -> None:
+    assert line_beside(0.8, [ran("x", 0, FLAT)]).reach_labels[0.9] == Reached(20, by_all=False)
     line = line_beside(0.8, [ran("x", 0, RISING), ran("x", 1, {**FLAT, 40: FLAT[20]})])
-    assert line.reach_labels[0.9] is None
+    assert line.reach_labels[0.9] == Reached(pytest.approx((24 + 40) / 2), by_all=False)  # type: ignore[arg-type]
+
+
+def test_a_run_that_gains_no_label_is_no_curve_and_takes_no_range_from_the_others() -> None:
+    stalled = Ran("x", 0, (point(10, {"a": 0.4, "b": 0.6}),) * 2, seconds=1.0)
+    runs = [stalled, ran("y", 0, RISING), ran("z", 0, FLAT)]
+    assert common_range(runs) == (10, 20)
+    numbers = numbers_of(["x", "y", "z"], runs, folds=1)
+    assert numbers.within == (10, 20)
+    assert numbers.lines["y"].aubc[0] == pytest.approx(0.6), "over 10 to 20 alone"
+    assert common_range([ran("x", 0, {1: FLAT[10], 5: FLAT[10]}), ran("y", 0, FLAT)]) is None
+
+
+def test_the_worst_site_is_unknown_where_no_test_patient_has_a_structure() -> None:
+    known, unknown = ran("x", 0, FLAT), ran("x", 1, FLAT)
+    unknown = replace(unknown, points=tuple(replace(one, worst_test=None) for one in unknown.points))
+    assert numbers_of(["x"], [unknown], folds=1).lines["x"].worst is None
+    assert numbers_of(["x"], [known, unknown], folds=1).lines["x"].worst == pytest.approx(0.4)
 
 
 def test_dice_at_the_budgets_of_random_where_an_arm_comes_so_far() -> None:
@@ -90,7 +110,7 @@ def test_a_ceiling_that_others_are_above_is_none() -> None:
     ceiling = [ran(ALL_LABELS, 0, {100: {"a": 0.75, "b": 0.75}})]
     numbers = numbers_of(["x", ALL_LABELS], [ran("x", 0, RISING), *ceiling], folds=1)
     assert numbers.above == ["x"]
-    assert set(numbers.lines["x"].reach_labels.values()) == {None}
+    assert not numbers.lines["x"].reach_labels
     assert numbers_of(["y", ALL_LABELS], [ran("y", 0, FLAT), *ceiling], folds=1).above == []
 
 
@@ -119,7 +139,7 @@ def folded(arm: str, gain: float = 0.0, *, seeds: int = 1, folds: int = 5) -> li
 
 def test_folds_of_a_seed_are_taken_together_where_seeds_are_as_many() -> None:
     folds = folded("x", seeds=2, folds=2)
-    assert samples(folds[::-1], final) == [{"p0": 0.1, "p1": 0.2}] * 2
+    assert samples(folds[::-1], final, unit="seed") == [{"p0": 0.1, "p1": 0.2}] * 2
     numbers = numbers_of(["x"], folds, folds=2)
     assert numbers.lines["x"].seeds == 2
     assert numbers.lines["x"].aubc[0] == pytest.approx(0.1), "the mean over patients of both folds"
@@ -139,7 +159,44 @@ def test_the_goal_of_a_fold_is_its_own() -> None:
     ceiling = [replace(one, arm=ALL_LABELS, points=one.points[1:]) for one in folded("x")]
     line = numbers_of(["x", ALL_LABELS], [*folded("x"), *ceiling], folds=5).lines["x"]
     each = [20 - 10 * 0.05 * (0.1 * fold + 0.1) / 0.1 for fold in range(5)]
-    assert line.reach_labels[0.95] == pytest.approx(sum(each) / 5)
+    assert line.reach_labels[0.95] == Reached(pytest.approx(sum(each) / 5), by_all=True)  # type: ignore[arg-type]
+
+
+def test_what_is_repeated_is_the_same_for_all_arms_though_one_lacks_a_seed() -> None:
+    """Two folds and two seeds, of y one seed: by itself it has more folds than seeds."""
+    numbers = numbers_of(["x", "y"], [*folded("x", seeds=2, folds=2), *folded("y", seeds=1, folds=2)], folds=2)
+    (pair,) = numbers.pairs
+    assert (numbers.unit, pair.unit, pair.count) == ("seed", "seed", 1)
+    assert len({tuple(row) for row in pair_rows(numbers)}) == 1, "rows of one table"
+
+
+def test_folds_are_less_sure_than_as_many_seeds() -> None:
+    """By the factor that makes up for training on the same patients: 1.5 for five."""
+    gains = (0.01, 0.03, 0.05, 0.02, 0.04)
+    by_fold = {"x": folded("x"), "y": [folded("y", gain)[fold] for fold, gain in enumerate(gains)]}
+    by_seed = {
+        arm: [ran(arm, seed, {10: {"a": 0.5 + gain}}) for seed, gain in enumerate(of)]
+        for arm, of in (("x", (0.0,) * 5), ("y", gains))
+    }
+    widths = [pair.difference[2] - pair.difference[1] for of in (by_fold, by_seed) for pair in pairs_of(of, patient_aubc)]
+    assert widths[0] / widths[1] == pytest.approx(1.5)
+
+
+def test_an_arm_with_a_head_of_its_own_has_to_beat_chance_with_that_head() -> None:
+    dice = {"random_fg": 0.5, TWIN: 0.6, "feal+cap": 0.58, "entropy": 0.55}
+    runs = [ran(arm, seed, {10: {"a": d}, 20: {"a": d}}) for arm, d in dice.items() for seed in range(3)]
+    numbers = numbers_of(list(dice), runs, folds=1)
+    pair, other, twin = (numbers.against(arm) for arm in ("feal+cap", "entropy", TWIN))
+    assert pair is not None
+    assert other is not None
+    assert twin is not None
+    assert pair.of("feal+cap", TWIN)
+    assert other.of("entropy", "random_fg")
+    assert twin.of(TWIN, "random_fg")
+    assert numbers.against("random_fg") is None
+    fewer = numbers_of(list(dice), [one for one in runs if one.arm != TWIN], folds=1).against("feal+cap")
+    assert fewer is not None
+    assert fewer.of("feal+cap", "random_fg")
 
 
 def test_pairs_are_paired_by_seed_and_patient() -> None:
@@ -198,6 +255,8 @@ def test_efficiency_is_of_the_mean_curve_and_none_where_it_jumps_at_once() -> No
     assert efficiency([rises(0, 0.02, 3.0), rises(1, -0.02, 3.0)]) == pytest.approx(3.0, rel=1e-3)
     jumps = ran("x", 0, {n: {"a": d} for n, d in zip((5, 10, 20, 40, 80), (0.4, 0.8, 0.79, 0.81, 0.8), strict=True)})
     assert efficiency([jumps]) is None
+    flat = ran("x", 0, {n: {"a": d} for n, d in zip((5, 10, 20, 40), (0.5, 0.508, 0.512, 0.513), strict=True)})
+    assert efficiency([flat]) is None, "what noise does as often as not"
 
 
 def test_patients_whose_dice_is_not_known_throughout_are_left_out_and_counted() -> None:

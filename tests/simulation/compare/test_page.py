@@ -1,0 +1,70 @@
+"""What compare.html says of records that are small enough to judge by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from simulation.compare.arms import TWIN, arms_of
+from simulation.compare.page import write_page
+from simulation.compare.record import Point, Ran
+
+
+@pytest.fixture
+def page(tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """The page of arms whose Dice, of validation and of test patients alike, is flat; with some overrides and seeds."""
+    config = tiny_config()
+
+    def write(dice: Mapping[str, float], *, seeds: int = 3, folds: int = 0) -> str:
+        overrides = [f"split.folds={folds}"] if folds else []
+        arms = arms_of(config, overrides, [arm for arm in dice if arm not in ("random", "random_fg", TWIN)])
+        runs = [
+            Ran(arm, seed, tuple(flat(labels, level + 0.001 * seed * n, fold=fold) for labels in (8, 16)), seconds=1.0, fold=fold)
+            for n, (arm, level) in enumerate(dice.items())
+            for seed in range(seeds)
+            for fold in range(max(1, folds))
+        ]
+        write_page(tmp_path, load(config, overrides), arms, runs, seeds=seeds, command="wardround compare")
+        return (tmp_path / "compare.html").read_text()
+
+    return write
+
+
+def flat(labels: int, dice: float, *, fold: int) -> Point:
+    patients = {f"site_{site}/p{fold}{n}": dice + 0.01 * n for site, many in (("a", 3), ("b", 1)) for n in range(many)}
+    return Point(labels, float(labels), labels / 100, patients, patients, dice, 100)
+
+
+def test_the_strategy_to_choose_is_ahead_of_chance_by_validation(page: Callable[..., str]) -> None:
+    told = page({"random": 0.5, "random_fg": 0.6, "entropy": 0.7, "margin": 0.65})
+    assert "By validation patients entropy is the strategy to choose" in told
+    assert "entropy is better than random_fg." in told
+
+
+def test_none_is_recommended_where_chance_is_ahead(page: Callable[..., str]) -> None:
+    told = page({"random": 0.5, "random_fg": 0.7, "entropy": 0.6})
+    assert "no strategy is ahead of random_fg; the best of those compared is entropy" in told
+    assert "to choose." not in told.split("</header>")[0]
+
+
+def test_a_head_is_no_merit_of_the_strategy_that_needs_it(page: Callable[..., str]) -> None:
+    """feal has the highest Dice of the strategies, and chance with its head a higher one."""
+    told = page({"random": 0.5, "random_fg": 0.5, "feal": 0.7, "entropy": 0.55, TWIN: 0.75})
+    assert "By validation patients entropy is the strategy to choose" in told
+    assert f"feal: against {TWIN}, which has the same head." in told
+
+
+def test_what_the_numbers_are_over_is_told(page: Callable[..., str]) -> None:
+    told = page({"random": 0.5, "random_fg": 0.6, "entropy": 0.7}, seeds=1)
+    assert "<dd>8 to 16 labels</dd>" in told
+    assert "<dd>4, 3 of them at site_a</dd>" in told
+    assert "Intervals are those over patients alone" in told
+    assert "paired by seed and test patient" in told
+    folds = page({"random": 0.5, "random_fg": 0.6, "entropy": 0.7}, seeds=1, folds=3)
+    assert "paired by fold" in folds
+    assert "bootstrapped" not in folds
+    assert "Nadeau and Bengio" in folds
+    assert "Intervals are those over patients alone" not in folds
