@@ -162,7 +162,7 @@ def ahead(stages: Sequence[Stage]) -> list[str]:
     return list(gains(stages))
 
 
-HIPPOCAMPUS = ("budget.cold_start=2", "budget.per_cycle=6", "federation.cycles=5")
+HIPPOCAMPUS = ("budget.cold_start=2", "budget.per_cycle=2", "federation.cycles=5")
 ACDC = ("budget.cold_start=1", "budget.per_cycle=3", "federation.cycles=4")
 STS = ("budget.cold_start=2", "budget.per_cycle=6", "federation.cycles=4", "split.folds=5")
 
