@@ -6,11 +6,11 @@ Every field's description is shown by `wardround check --explain`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from configs.conflicts import conflicts
 from strategies.query import STRATEGIES, fault_of
 from strategies.semi import FRAMEWORKS
 
@@ -297,7 +297,7 @@ class Run(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Run:
-        faults = [*_faults_of_classes(self.classes, self.data.format), *self._faults_of_data(), *self._faults_of_learning()]
+        faults = conflicts(self)
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -333,114 +333,10 @@ class Run(Settings):
             ]
         return []
 
-    def _faults_of_data(self) -> Iterator[str]:
-        folds = self.split.folds
-        if folds == 1:
-            yield "split.folds must be 2 or more, so that there is a part to train on; or 0, for split.test_fraction"
-        if self.split.fold >= max(folds, 1):
-            yield f"split.fold counts from 0, and stays below split.folds = {folds}"
-        if (1 / folds if folds else self.split.test_fraction) + self.split.validation_fraction >= 1:
-            yield "split.test_fraction + split.validation_fraction must stay below 1: no patient is left to train on"
-        if self.split.sites == "scanner" and self.data.format in ("phantom", "dicom"):
-            yield 'split.sites = "scanner" restyles NIfTI and pictures; for DICOM use "column"'
-        phantom = self.data.phantom
-        if self.data.format == "phantom":
-            if len(phantom.patients) not in (1, phantom.hospitals):
-                lists = f"lists {len(phantom.patients)} numbers for {phantom.hospitals} hospitals"
-                yield f"data.phantom.patients {lists}: one, or one each"
-            if min(phantom.patients, default=3) < 3:
-                yield "data.phantom.patients must be at least 3: one to train on, one for validation, one for test"
-        if self.data.window is not None and self.data.window[1] <= 0:
-            yield "data.window is [centre, width], and the width must be above 0"
-
-    @property
-    def _continues(self) -> bool:
-        """Whether a cycle goes on from what an earlier one has learned."""
-        return self.federation.cycles > 1 and self.federation.restart == "continue"
-
-    def _faults_of_learning(self) -> Iterator[str]:
-        query = STRATEGIES[self.query.strategy.split("+")[0]]
-        if "dropout" in query.needs and self.query.passes == 1 and self.query.model != "both":
-            yield (
-                f"query.strategy {self.query.strategy} compares predictions, and query.passes = 1 leaves one: set it to 2 or "
-                'more, or compare two models with query.model = "both"'
-            )
-        elif "dropout" in query.needs and self.query.passes > 1 and self.network.dropout == 0:
-            yield (
-                f"query.strategy {self.query.strategy} compares passes with dropout: set network.dropout above 0, e.g. 0.1; or "
-                'compare two models without it, with query.model = "both" and query.passes = 1'
-            )
-        if "evidential head" in query.needs and self.network.head != "evidential":
-            yield f'query.strategy {self.query.strategy} asks how much evidence there is: set network.head = "evidential"'
-        if self.budget.rule == "coordinated":
-            if self.query.strategy not in ("typiclust", "probcover"):
-                yield (
-                    'budget.rule = "coordinated" shares out kinds of cases, by which a site then chooses: it takes '
-                    f'query.strategy = "typiclust" or "probcover", not "{self.query.strategy}"'
-                )
-            if self.query.unit != "slice":
-                yield f'budget.rule = "coordinated" shares out slices: it takes query.unit = "slice", not "{self.query.unit}"'
-        if self.budget.rule == "adaptive" and query.file == "feal":
-            yield (
-                'budget.rule = "adaptive" compares scores of different sites, and feal scales its scores within each pool: '
-                'set budget.rule = "fixed" or "proportional"'
-            )
-        if query.file == "badge" and self.network.head == "evidential":
-            yield f'query.strategy {self.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
-        sam = self.sam
-        if sam.enabled and not (sam.box or sam.positives or sam.mask):
-            yield (
-                "sam asks for nothing (clicks outside alone don't say what is meant): switch on one of sam.box, sam.positives, "
-                "sam.mask, or set sam.enabled = false"
-            )
-        if sam.enabled and sam.adapt != "none" and sam.weight == 0:
-            yield 'sam.adapt trains a SAM that sam.weight = 0 never asks: give it a weight, or set sam.adapt = "none"'
-        elif sam.enabled and sam.adapt != "none" and not self.rounds_with_sam:
-            yield (
-                f"sam.adapt trains a SAM that is never asked: no round begins at sam.start = {sam.start:g} of the steps or "
-                'later. Take more rounds, an earlier start, or sam.adapt = "none"'
-            )
-        elif sam.enabled and sam.adapt == "lora" and sam.may_count(step=0, total_steps=1) and not self._continues:
-            yield (
-                'sam.adapt = "lora" trains an encoder that is never asked: a cycle keeps the one that it asks first, which with '
-                "sam.start = 0 has learned nothing yet where there is one cycle or each begins anew. Give sam.start, take more "
-                'cycles that continue, or sam.adapt = "decoder"'
-            )
-        if sam.enabled and sam.adapt != "none" and sam.checkpoint == "small" and sam.size != "small":
-            yield f'sam.checkpoint is "small", but sam.size = "{sam.size}": name a checkpoint of that size in sam.checkpoint'
-        federation = self.federation
-        if federation.server_optimiser == "adam" and federation.server_learning_rate > 0.1:
-            yield (
-                f"federation.server_learning_rate = {federation.server_learning_rate:g} moves every weight by about that much in "
-                'each round with server_optimiser = "adam": 0.001 to 0.1 is usual'
-            )
-        if self.privacy.share == "updates" and self.budget.rule != "fixed":
-            yield 'budget.rule must be "fixed" where privacy.share = "updates": sites then tell nothing of their pools'
-
     @property
     def class_names(self) -> list[str]:
         """Foreground class names; class c of a label map (1-based) is `class_names[c - 1]`."""
         return list(self.classes)
-
-
-def _faults_of_classes(classes: dict[str, int | list[str]], format: str) -> Iterator[str]:
-    """What is wrong with [classes] for files of this format."""
-    if not classes:
-        yield "classes is empty: name at least one structure to segment"
-    numbers: dict[int, str] = {}
-    for name, value in classes.items():
-        if isinstance(value, int):
-            if format == "dicom":
-                yield f'classes.{name} = {value} is a number, but DICOM masks have names: e.g. {name} = ["{name}*"]'
-            elif not 1 <= value <= 254:
-                yield f"classes.{name} = {value}: label values go from 1 to 254"
-            elif value in numbers:
-                yield f"classes.{numbers[value]} and classes.{name} both claim the label value {value}"
-            numbers.setdefault(value, name)
-        elif format in ("nifti", "picture"):
-            yield f"classes.{name} lists ROI names, but {format} masks hold numbers: e.g. {name} = 1"
-        elif not value:
-            yield f"classes.{name} lists no ROI or segment name"
 
 
 class Site(Settings):

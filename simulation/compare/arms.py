@@ -62,8 +62,9 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
 
     What a strategy needs of the network is switched on: dropout for all arms alike, an evidential head for its own, which
     random_fg then has a twin with, or the head would be compared rather than the choice. A strategy that needs no model makes the
-    first request too; all others have the configuration's. Where the configuration coordinates sites, those do whose strategy can
-    be coordinated; the others have the same budget for every site.
+    first request too, unless sites name its cases themselves (`split.start`); all others have the configuration's. Where the
+    configuration coordinates sites, or weighs their scores, those arms do whose strategy can; the others have the same budget for
+    every site.
 
     Args:
         queries: names as `query.strategy` takes them, each with `@local`, `@both` or `@switch` behind it where another model
@@ -81,23 +82,44 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     needs = {name: STRATEGIES[_base(name)].needs for name in asked}
     wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
-    fixed = ("budget.rule=fixed",) if plain.budget.rule == "coordinated" else ()
+    chooses_later = plain.federation.cycles > 1 and plain.budget.per_cycle > 0
+    early = BEFORE_TRAINING if plain.split.start == "any" else ()
+    idle = [name for name in asked if not (name in ALWAYS or chooses_later or _base(name) in early)]
+    if idle:
+        raise ConfigError(str(config), [Fault(("federation",), _never_chooses(plain, idle))])
     evidential = [name for name in asked if "evidential head" in needs[name]]
     head = "network.head=evidential"
     found = []
     for name in asked:
         strategy, _, model = name.partition("@")
         own = [f"query.strategy={strategy}"] + ([f"query.model={model}"] if model else [])
-        own += [f"query.cold_start={_base(name)}"] if _base(name) in BEFORE_TRAINING else []
-        own += list(fixed) if strategy not in COORDINATED else []
+        own += [f"query.cold_start={_base(name)}"] if _base(name) in early else []
+        own += _equal_unless(plain, strategy)
         found.append(Arm(name, (*shared, *own, *([head] if name in evidential else []))))
     if evidential and plain.network.head != "evidential":
-        found.append(Arm(TWIN, (*shared, *fixed, "query.strategy=random_fg", head)))
+        found.append(Arm(TWIN, (*shared, *_equal_unless(plain, "random_fg"), "query.strategy=random_fg", head)))
     everything = ("budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1", "federation.quorum=1", *PROMPT)
-    chance = (*shared, *fixed, "query.strategy=random")
+    chance = (*shared, *_equal_unless(plain, "random"), "query.strategy=random")
     found += [Arm(ALL_LABELS, (*chance, *everything)), Arm(ALONE, (*chance, "federation.min_sites=1"), alone=True)]
     _check(config, overrides, found)
     return found
+
+
+def _equal_unless(plain: Run, strategy: str) -> list[str]:
+    """The same budget for every site, where the configuration's rule needs what a strategy does not have."""
+    unfit = {
+        "coordinated": strategy not in COORDINATED,
+        "adaptive": not STRATEGIES[_base(strategy)].scored and _base(strategy) != "clasp_pe",
+    }
+    return ["budget.rule=fixed"] if unfit.get(plain.budget.rule) else []
+
+
+def _never_chooses(plain: Run, idle: Sequence[str]) -> str:
+    return (
+        f"{', '.join(idle)}: no strategy ever chooses here, with federation.cycles = {plain.federation.cycles} and "
+        f"budget.per_cycle = {plain.budget.per_cycle}, since what is bought after the last cycle nothing trains on. Take two "
+        "cycles or more, and a budget, e.g. --set federation.cycles=5 --set budget.per_cycle=2"
+    )
 
 
 def reference_of(arm: str, among: Container[str]) -> str:
@@ -115,7 +137,17 @@ def _fault_of(name: str) -> str | None:
     strategy, at, model = name.partition("@")
     if at and model not in MODELS:
         return f"{name!r}: after an @ comes whose prediction is scored, one of {', '.join(MODELS)}"
-    return fault_of(strategy)
+    fault = fault_of(strategy)
+    if fault is None and at and (asks := _fixed_models(strategy)):
+        return f"{name!r}: {strategy} asks {asks}, whatever stands after an @"
+    return fault
+
+
+def _fixed_models(strategy: str) -> str | None:
+    """What a strategy asks that has no choice of whose prediction is scored; None where it has."""
+    needs = STRATEGIES[_base(strategy)].needs
+    fixed = {"local model": "both models", "training alone": "the federation's model and one of its own"}
+    return next((fixed[need] for need in needs if need in fixed), None) if "model" in needs else "no model"
 
 
 def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:

@@ -152,6 +152,12 @@ def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[st
         notes.append(
             f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
         )
+    faulty = [f"{ran.arm}, seed {ran.seed}" for ran in runs if ran.refused]
+    if faulty:
+        notes.append(
+            f"Sites had faults in {count(len(faulty), 'run')} ({'; '.join(faulty)}): one that can't score its pool asks for "
+            "cases by chance in that cycle. Their own logs say what it was."
+        )
     for what, told in (("versions of the program", {r.commit for r in runs}), ("machines", {r.machine for r in runs})):
         if len(told) > 1:
             notes.append(f"The runs are of {len(told)} {what}: {', '.join(sorted(told))}.")

@@ -43,7 +43,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished run of an arm with a seed: of which fold, by which configuration and program, on which machine."""
+    """A finished run of an arm with a seed: of which fold, by which configuration and program, on which machine.
+
+    Attributes:
+        refused: how often a site had a fault in a step instead of an answer. One that could not score its pool asks for cases by
+            chance in that cycle.
+    """
 
     arm: str
     seed: int
@@ -53,6 +58,7 @@ class Ran:
     settings: str = ""
     commit: str = ""
     machine: str = ""
+    refused: int = 0
 
 
 def read(path: Path) -> Ran | None:
@@ -83,6 +89,7 @@ def taken(arm: str, folders: Iterable[Path], *, run: Run, alone: bool) -> Ran:
         settings=settings_of(run),
         commit=str(start.get("commit")),
         machine=str(start.get("machine")),
+        refused=sum(part.refused for part in parts),
     )
 
 
@@ -119,11 +126,12 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, o
 
 @dataclass(frozen=True)
 class _Part:
-    """One federation's run: its points, seconds, foreground pixels in its pools, and how its record begins."""
+    """One federation's run: its points, seconds, foreground pixels in its pools, faults of sites, and how its record begins."""
 
     points: list[Point]
     seconds: float
     pool: int
+    refused: int
     start: Mapping[str, object]
 
 
@@ -158,7 +166,8 @@ def _part(folder: Path) -> _Part:
     for store in stores.values():
         store.close()
     end = record.end
-    return _Part(found, float(number(end.get("seconds")) or 0.0) if end else 0.0, pool, record.start)
+    refused = sum(len(per_site(event)) for event in record.events if event["event"] == "refused")
+    return _Part(found, float(number(end.get("seconds")) or 0.0) if end else 0.0, pool, refused, record.start)
 
 
 def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:

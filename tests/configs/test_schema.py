@@ -62,13 +62,36 @@ def test_an_encoder_that_learns_but_is_never_asked_is_a_fault(start: float, cycl
 
 
 @pytest.mark.parametrize(
-    ("strategy", "rule", "compares"),
-    [("feal", "adaptive", True), ("feal+cap", "adaptive", True), ("kafal", "adaptive", False), ("feal", "proportional", False)],
+    ("strategy", "rule", "fault"),
+    [
+        ("feal", "adaptive", "feal scales its scores within each pool"),
+        ("feal+cap", "adaptive", r"feal scales its scores within each pool"),
+        ("coreset+cap", "adaptive", r"coreset\+cap gives its cases none"),
+        ("kafal", "adaptive", None),
+        ("clasp_pe", "adaptive", None),
+        ("feal", "proportional", None),
+        ("coreset", "proportional", None),
+    ],
 )
-def test_scores_that_are_scaled_within_a_pool_are_not_compared_between_sites(strategy: str, rule: str, compares: bool) -> None:
+def test_scores_of_different_sites_are_compared_where_they_mean_the_same(strategy: str, rule: str, fault: str | None) -> None:
     settings = {"classes": {"a": 1}, "query": {"strategy": strategy}, "budget": {"rule": rule}, "network": {"head": "evidential"}}
-    if compares:
-        with pytest.raises(ValueError, match="feal scales its scores within each pool"):
+    if fault is not None:
+        with pytest.raises(ValueError, match=fault):
             Run.model_validate(settings)
     else:
         Run.model_validate(settings)
+
+
+@pytest.mark.parametrize("model", ["local", "switch"])
+def test_scores_of_different_models_are_not_compared_between_sites(model: str) -> None:
+    settings = {"classes": {"a": 1}, "query": {"strategy": "entropy", "model": model}}
+    Run.model_validate(settings)
+    with pytest.raises(ValueError, match=f'with query.model = "{model}" those are of different models'):
+        Run.model_validate({**settings, "budget": {"rule": "adaptive"}})
+
+
+def test_a_cold_start_that_sites_name_themselves_is_not_chosen_as_well() -> None:
+    chosen = {"classes": {"a": 1}, "query": {"cold_start": "typiclust"}}
+    Run.model_validate(chosen)
+    with pytest.raises(ValueError, match="has no first request to choose"):
+        Run.model_validate({**chosen, "split": {"start": "foreground"}})

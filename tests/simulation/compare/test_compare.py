@@ -129,7 +129,7 @@ def test_a_run_that_was_begun_with_another_network_is_begun_anew(
     tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after its first steps; then bald is asked for too, which needs dropout in all arms."""
-    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
 
     def killed(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
         start(folder, names, engine=engine, shown=shown)
@@ -162,8 +162,38 @@ def test_a_site_alone_asks_for_as_many_as_among_the_others(rule: str, tiny_confi
 
 
 def test_unknown_strategies_are_told_at_once(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)entorpy.*marign.*entropy@mine.*global, local, both, switch"):
-        compare(tiny_config(), [], queries=["entorpy", "marign", "entropy@mine"], seeds=[0], out=tmp_path / "c")
+    asked = ["entorpy", "marign", "entropy@mine", "typiclust@local", "kafal+cap@local", "logo@both"]
+    models = "global, local, both, switch.*asks no model.*asks both models.*asks the federation's model and one of its own"
+    with pytest.raises(ConfigError, match=rf"(?s)entorpy.*marign.*entropy@mine.*{models}"):
+        compare(tiny_config(), [], queries=asked, seeds=[0], out=tmp_path / "c")
+
+
+def test_strategies_that_never_choose_are_not_compared(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """After the last cycle no label is bought; a first request is chosen before any, unless sites name its cases themselves."""
+    idle = r"entropy, coreset: no strategy ever chooses here, with federation\.cycles = 1 and budget\.per_cycle = 2"
+    once, none = tiny_config(cycles=1), ["budget.per_cycle=2"]
+    with pytest.raises(ConfigError, match=idle):
+        compare(once, none, queries=["entropy", "typiclust", "coreset"], seeds=[0], out=tmp_path / "c")
+    assert arms_of(once, none, ["typiclust"])
+    with pytest.raises(ConfigError, match=r"typiclust: no strategy ever chooses"):
+        arms_of(once, [*none, "split.start=foreground"], ["typiclust"])
+    with pytest.raises(ConfigError, match=r"budget\.per_cycle = 0"):
+        arms_of(tiny_config(cycles=3), ["budget.per_cycle=0"], ["entropy"])
+
+
+def test_arms_without_scores_have_equal_budgets_where_scores_are_weighed(tiny_config: Callable[..., Path]) -> None:
+    adaptive = ["budget.rule=adaptive", "query.strategy=entropy"]
+    rules = {
+        arm.name: run_of(tiny_config(), adaptive, arm, seed=0).budget.rule
+        for arm in arms_of(tiny_config(), adaptive, ["entropy", "coreset", "clasp_pe"])
+    }
+    assert {name for name, rule in rules.items() if rule == "adaptive"} == {"entropy", "clasp_pe"}
+
+
+def test_no_arm_chooses_a_first_request_that_sites_name_themselves(tiny_config: Callable[..., Path]) -> None:
+    named = ["split.start=foreground"]
+    arms = arms_of(tiny_config(), named, ["typiclust"])
+    assert {run_of(tiny_config(), named, arm, seed=0).query.cold_start for arm in arms} == {"random"}
 
 
 def test_arms_have_what_their_strategy_needs(tiny_config: Callable[..., Path]) -> None:

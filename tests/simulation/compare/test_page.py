@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import client.app
 from configs.load import load
 from simulation.compare.arms import TWIN, arms_of
 from simulation.compare.page import write_page
-from simulation.compare.record import Point, Ran
+from simulation.compare.record import Point, Ran, read
+from simulation.compare.run import compare
 
 
 @pytest.fixture
@@ -55,6 +58,23 @@ def test_a_head_is_no_merit_of_the_strategy_that_needs_it(page: Callable[..., st
     told = page({"random": 0.5, "random_fg": 0.5, "feal": 0.7, "entropy": 0.55, TWIN: 0.75})
     assert "By validation patients entropy is the strategy to choose" in told
     assert f"feal: against {TWIN}, which has the same head." in told
+
+
+def test_faults_of_sites_are_told_since_they_choose_by_chance_then(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, assess = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), vars(client.app)["score"]
+
+    def fails(site: Any, plan: Any, strategy: Any, *args: Any, **more: Any) -> Any:
+        if site.name == "south" and strategy.name == "entropy":
+            raise OSError("the disk is away")
+        return assess(site, plan, strategy, *args, **more)
+
+    monkeypatch.setattr("client.app.score", fails)
+    folder = compare(config, [], queries=["entropy"], seeds=[0], out=tmp_path / "compare")
+    told = {name: read(folder / "runs" / f"{name}-seed0" / "record.json") for name in ("entropy", "random_fg")}
+    assert {name: ran.refused for name, ran in told.items() if ran} == {"entropy": 2, "random_fg": 0}
+    assert "Sites had faults in 1 run (entropy, seed 0)" in (folder / "compare.html").read_text()
 
 
 def test_what_the_numbers_are_over_is_told(page: Callable[..., str]) -> None:
