@@ -41,7 +41,8 @@ class Scores:
         features: (N, F) float32, by which cases are compared.
         foreground: (N,) bool, whether the model predicts any foreground.
         predicted_pixels: (N, C) float64, pixels of each foreground class that the model predicts.
-        labelled_features: (L, F) float32 features of the labelled cases.
+        labelled_features: (L, F) float32 features of what is annotated or asked for: of slices, or of whole volumes or
+            patients where these are asked for (`query/units.py`).
         labelled_pixels: (C,) float64, pixels of each foreground class in the labelled cases.
         chosen_features: (B, F) float32, of cases chosen before in the same batch, which are no rows of the above any more.
         closed_features: (X, F) float32, of cases of the pool that may not be chosen in this batch (`query/cap.py`).

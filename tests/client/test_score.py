@@ -82,6 +82,25 @@ def test_who_keeps_away_from_annotated_cases_is_shown_those_that_are_asked_for_t
     assert len(found.labelled_features) == 3
 
 
+@pytest.mark.parametrize("unit", ["volume", "patient"])
+def test_what_is_annotated_by_volumes_is_told_by_volumes(joined: Make, unit: str) -> None:
+    """The mean of a volume's slices, as of volumes that wait; one that is asked for counts as an annotated one."""
+    site, plan, weights = joined('query.strategy="coreset"', f'query.unit="{unit}"', labels=1)
+    waits = site.store.cases("unlabelled")[0]
+    slices_of_it = [Choice(case.id, 0.0, "as a test") for case in site.store.cases("unlabelled") if case.image == waits.image]
+    site.store.request("r", 1, cases=1, choices=slices_of_it, tick=2)
+    network = network_with(plan, weights).eval()
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1).labelled_features
+    known = site.store.cases("labelled", "requested")
+    with torch.inference_mode():
+        features = forward_traced(network, Slices(site, plan.preprocess).take(known)).features.numpy()
+    images = sorted({case.image for case in known})
+    assert len(images) == 2
+    expected = [features[[case.image == image for case in known]].mean(axis=0) for image in images]
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["typiclust", "probcover"])
 def test_before_training_too(joined: Make, name: str) -> None:
     site, plan, _ = joined(f'query.strategy="{name}"')
