@@ -159,6 +159,22 @@ def test_of_a_slice_that_waits_for_an_expert_the_model_says_whether_it_shows_one
     assert all(case.image == waiting.image and abs(case.index - waiting.index) == 1 for case in border)
 
 
+def test_one_model_contradicts_itself_by_dropout_that_the_cycle_draws(joined: Make) -> None:
+    """Some of its neurons are off in each pass: which they are is the same each time that this cycle scores."""
+    site, plan, weights = joined('query.strategy="bald"', "query.passes=3", "network.dropout=0.4")
+
+    def values(cycle: int) -> list[float]:
+        torch.rand(cycle)  # wherever torch's own generator stands
+        found = score(site, plan, strategy_of(plan), {"global": network_with(plan, weights)}, cycle=cycle).values
+        assert found is not None
+        return [float(value) for value in found]
+
+    first = values(1)
+    assert min(first) > 1e-6, "without dropout all passes agree"
+    assert values(1) == first
+    assert values(2) != first
+
+
 def test_two_models_are_compared_without_dropout(joined: Make) -> None:
     """A pure ensemble: one pass each, in which nothing is left to chance, though the network has dropout."""
     options = ('query.strategy="bald"', 'query.model="both"', "query.passes=1", "network.dropout=0.4")
