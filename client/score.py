@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from client.faults import SiteFault
@@ -72,6 +73,8 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
             known = means_of_units(known, [unit_of(case, plan.query.unit) for case in labelled])
         waiting = site.store.cases("requested") if "foreground" in found else []
         expected = columns(waiting).get("foreground", ())
+    for name, column in found.items():
+        _stop_unless_finite(name, column, cases)
     if found:
         found = strategy.finish(found)
     if "foreground" in found:
@@ -92,6 +95,14 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
         )
     except (FloatingPointError, ValueError) as error:
         raise SiteFault("invariant-broken", str(error)) from error
+
+
+def _stop_unless_finite(name: str, column: NDArray[Any], cases: Sequence[Case]) -> None:
+    """What is looked at is finite before it is set against the pool's: beyond that nobody could say whose it was."""
+    finite = np.isfinite(column).reshape(len(cases), -1).all(axis=1)
+    if not finite.all():
+        case = cases[int(np.argmin(finite))]
+        raise SiteFault("invariant-broken", f"{name} of case {case.id} is not finite: the model diverged or an image holds NaN")
 
 
 def unscored(cases: Sequence[Case]) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from client.faults import SiteFault
 from client.plan import Plan, network_with
 from client.preprocess import inside
 from client.score import demand_of, score, strategy_of
 from client.site import Site, Slices
 from strategies.networks import forward_traced
+from strategies.query.strategy import Model
 from strategies.records import Choice, Scores, Weights
 from strategies.wire import QUANTILES
 
@@ -59,6 +62,23 @@ def test_scores_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     with pytest.raises(FloatingPointError, match=f"{name}.* is not finite: the model diverged") as caught:
         Scores(["a", "b"], ["p", "q"], **{name: array})
     assert ("case b" in str(caught.value)) == (name != "labelled_features"), "the case is named where it is one of the pool"
+
+
+@pytest.mark.parametrize("name", ["entropy", "feal"])
+def test_a_site_stops_at_a_case_that_a_model_can_say_nothing_finite_of(joined: Make, name: str) -> None:
+    head = "evidential" if name == "feal" else "softmax"
+    site, plan, weights = joined(f'query.strategy="{name}"', f'network.head="{head}"')
+    cases = site.store.cases("unlabelled")
+    only = Slices(site, plan.preprocess).take([cases[2]])
+
+    def diverged(_module: nn.Module, images: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return torch.where((images[0] == only).flatten(1).all(1)[:, None, None, None], torch.nan, logits)
+
+    models: dict[Model, nn.Module] = {"global": network_with(plan, weights), "local": network_with(plan, weights)}
+    models["global"].register_forward_hook(diverged)
+    with pytest.raises(SiteFault, match=f"of case {re.escape(cases[2].id)} is not finite") as caught:
+        score(site, plan, strategy_of(plan), models, cycle=1)
+    assert caught.value.code == "invariant-broken"
 
 
 def request_one(site: Site) -> None:
