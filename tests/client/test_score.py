@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 
 from client.faults import SiteFault
+from client.look import class_pixels
 from client.plan import Plan, network_with
 from client.preprocess import inside
-from client.score import demand_of, score, strategy_of
+from client.score import demand_of, load_scores, save_scores, score, strategy_of
 from client.site import Site, Slices
 from strategies.networks import forward_traced
 from strategies.query.strategy import Model
@@ -79,6 +81,42 @@ def test_a_site_stops_at_a_case_that_a_model_can_say_nothing_finite_of(joined: M
     with pytest.raises(SiteFault, match=f"of case {re.escape(cases[2].id)} is not finite") as caught:
         score(site, plan, strategy_of(plan), models, cycle=1)
     assert caught.value.code == "invariant-broken"
+
+
+@pytest.mark.parametrize("case_ids", [["b", "a"], ["a", "a"]], ids=["out of order", "twice"])
+def test_scores_in_the_pools_own_order_are_refused(case_ids: list[str]) -> None:
+    """The generator decides between equals by place: by the pool's own, the same seed would choose otherwise elsewhere."""
+    with pytest.raises(ValueError, match="unique and in ascending order"):
+        Scores(case_ids, ["p", "q"])
+
+
+def test_scores_of_another_cycle_or_run_do_not_choose(tmp_path: Path) -> None:
+    """A site that was away when its pool was scored has those of a cycle before, by models that it has no more."""
+    kept = scores(cases=3, patients=2)
+    save_scores(tmp_path, kept, run="r", cycle=2)
+    found = load_scores(tmp_path, run="r", cycle=2)
+    assert found is not None
+    assert (found.case_ids, found.patients) == (kept.case_ids, kept.patients)
+    np.testing.assert_array_equal(np.asarray(found.values), np.asarray(kept.values))
+    assert load_scores(tmp_path, run="r", cycle=3) is None
+    assert load_scores(tmp_path, run="other", cycle=2) is None
+
+
+def test_chance_counts_as_little_as_the_run_says(joined: Make) -> None:
+    """A large β is the top: with the default of 1, of twenty scores as near as these, each is as likely as any."""
+    _, plan, _ = joined('query.strategy="entropy+power"', "query.power_beta=1e6", labels=0)
+    pool = Scores([f"{n:02d}" for n in range(20)], ["p"] * 20, np.linspace(0.9, 1, 20))
+    assert strategy_of(plan).choose(pool, 3, np.random.default_rng(0)).case_ids == ["19", "18", "17"]
+
+
+def test_pixels_of_annotated_classes_are_counted_without_the_padding(joined: Make) -> None:
+    site, plan, _ = joined()
+    slices, cases = Slices(site, plan.preprocess), site.store.cases("labelled")
+    rows, columns = inside(slices.image(cases[0].image).place)
+    masks = slices.labels(cases)[:, rows, columns].numpy()
+    assert masks[0].size < plan.preprocess.size_px**2, "there is some"
+    expected = [[(mask == class_).sum() for class_ in range(3)] for mask in masks]
+    assert class_pixels(slices, cases, classes=2).tolist() == expected
 
 
 def request_one(site: Site) -> None:

@@ -70,6 +70,22 @@ def test_a_case_that_is_covered_and_chosen_for_others_is_none_of_them() -> None:
     assert (rows.tolist(), gains.tolist(), others.tolist()) == ([0], [2], [2])
 
 
+def test_cases_are_alike_by_direction_however_long_their_features_are() -> None:
+    """Of what waits and of what is annotated."""
+
+    def chosen(scale: float) -> list[str]:
+        lengths = scale ** np.arange(len(POINTS))[:, None]
+        scores = Scores(
+            [f"{i}" for i in range(9)],
+            ["p"] * 9,
+            features=POINTS * lengths.astype(np.float32),
+            labelled_features=scale * POINTS[:2],
+        )
+        return [f"{choice.case_id}: {choice.reason}" for choice in probcover(scores, 4, np.random.default_rng(0)).choices]
+
+    assert chosen(2.0) == chosen(1.0) == chosen(0.5)
+
+
 def slow(points: NDArray[np.float32], labelled: NDArray[np.float32], count: int, radius: float) -> list[int]:
     """Gains of greedy covering; which of equals is taken does not matter for the first one only, so points differ."""
     wide = np.linalg.norm(points[:, None].astype(float) - points[None].astype(float), axis=2) <= radius

@@ -162,6 +162,12 @@ def test_a_class_is_said_to_be_least_annotated_only_where_none_is_less_so() -> N
     assert only.reason.endswith("for class 2, of which least is annotated or chosen"), "as much as of class 1"
 
 
+def test_of_classes_with_as_much_annotated_chance_decides_which_comes_first() -> None:
+    scores = shown((5, 0), (0, 5), values=[0.2, 0.1], labelled=(9, 9))
+    first = [class_balanced(scores, 1, np.random.default_rng(seed), why="score").case_ids[0] for seed in range(20)]
+    assert 3 < first.count("0") < 17
+
+
 def test_where_nothing_is_predicted_the_best_scores_follow() -> None:
     scores = shown((0, 0), (0, 0), (3, 0), values=[0.2, 0.9, 0.1], labelled=(0, 0))
     choices = class_balanced(scores, 3, np.random.default_rng(0), why="score").choices
