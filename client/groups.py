@@ -26,8 +26,9 @@ _RESTORE = (
 def groups_of(site: Site, cases: Sequence[Case], features: NDArray[np.floating]) -> NDArray[np.intp]:
     """(N,) number of the group that each case is told with; −1 where it is told nowhere.
 
-    Cases that are new here form groups among themselves, as soon as they are of the site's `min_patients` patients. A group that
-    has lost a case is told no more. Where the site changes `min_patients`, groups are drawn anew.
+    Cases that are new here, or were left out before, form groups among themselves, as soon as they are of the site's
+    `min_patients` patients; whoever has more cases than a half of a group has some left out. A group that has lost a case is told
+    no more. Where the site changes `min_patients`, groups are drawn anew.
 
     Args:
         cases: all that the site could tell of, N.

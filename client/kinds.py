@@ -72,7 +72,7 @@ def told(site: Site, plan: Plan, asked: Weights) -> tuple[Weights, int]:
                                                        the census: zeros go back in the place of what came
 
     Everything is of whole groups (`client/groups.py`), so what can be added and subtracted of it, in one step or over many, is
-    of no fewer patients than the smallest group has.
+    of no fewer patients than the smallest group has, and to no more than a half of one of them (where `min_patients` is above 1).
 
     Raises:
         SiteFault: the site shares updates only, the run's budget needs no kinds, or its SAM's embeddings are of another length.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from client.faults import SiteFault
@@ -23,6 +24,7 @@ from configs.files import write_bytes
 from strategies.query.parse import parse_query
 from strategies.query.reduce import with_border
 from strategies.query.strategy import Columns, Model, Strategy
+from strategies.query.units import means_of_units, unit_of
 from strategies.randomness import derive
 from strategies.records import Case, Demand, Scores
 from strategies.wire import QUANTILES
@@ -42,6 +44,7 @@ def strategy_of(plan: Plan, *, progress: float = 0.0) -> Strategy:
 def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.Module], *, cycle: int) -> Scores:
     """Scores of all unlabelled cases by a committee of `models` (`client/committee.py`); those that need none take none.
 
+    The pool is scored by slices, whatever is asked for at a time; features of what is annotated or asked for are of these units.
     Dropout passes are seeded by the cycle. Pixels of the padding do not count. Foreground next to a case counts wherever it is:
     what the model sees in the pool and in cases that wait for an expert, and what experts have drawn in labelled ones.
 
@@ -66,8 +69,12 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
 
         found = columns(cases)
         known = columns(labelled).get("features")
+        if known is not None:
+            known = means_of_units(known, [unit_of(case, plan.query.unit) for case in labelled])
         waiting = site.store.cases("requested") if "foreground" in found else []
         expected = columns(waiting).get("foreground", ())
+    for name, column in found.items():
+        _stop_unless_finite(name, column, cases)
     if found:
         found = strategy.finish(found)
     if "foreground" in found:
@@ -88,6 +95,14 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
         )
     except (FloatingPointError, ValueError) as error:
         raise SiteFault("invariant-broken", str(error)) from error
+
+
+def _stop_unless_finite(name: str, column: NDArray[Any], cases: Sequence[Case]) -> None:
+    """What is looked at is finite before it is set against the pool's: beyond that nobody could say whose it was."""
+    finite = np.isfinite(column).reshape(len(cases), -1).all(axis=1)
+    if not finite.all():
+        case = cases[int(np.argmin(finite))]
+        raise SiteFault("invariant-broken", f"{name} of case {case.id} is not finite: the model diverged or an image holds NaN")
 
 
 def unscored(cases: Sequence[Case]) -> Scores:

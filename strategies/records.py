@@ -41,10 +41,12 @@ class Scores:
         features: (N, F) float32, by which cases are compared.
         foreground: (N,) bool, whether the model predicts any foreground.
         predicted_pixels: (N, C) float64, pixels of each foreground class that the model predicts.
-        labelled_features: (L, F) float32 features of the labelled cases.
+        labelled_features: (L, F) float32 features of what is annotated or asked for: of slices, or of whole volumes or
+            patients where these are asked for (`query/units.py`).
         labelled_pixels: (C,) float64, pixels of each foreground class in the labelled cases.
         chosen_features: (B, F) float32, of cases chosen before in the same batch, which are no rows of the above any more.
         closed_features: (X, F) float32, of cases of the pool that may not be chosen in this batch (`query/cap.py`).
+        pool_values: (P,) float64, `values` of the whole pool that a batch is chosen from, where some of it are no rows any more.
 
     Raises:
         ValueError: ids out of order or twice, or rows of another number than there are cases.
@@ -62,9 +64,16 @@ class Scores:
     labelled_pixels: NDArray[np.float64] | None = None
     chosen_features: NDArray[np.float32] | None = None
     closed_features: NDArray[np.float32] | None = None
+    pool_values: NDArray[np.float64] | None = None
 
     OF_CASES: ClassVar[tuple[str, ...]] = ("values", "by_class", "features", "foreground", "predicted_pixels")
-    OF_LABELS: ClassVar[tuple[str, ...]] = ("labelled_features", "labelled_pixels", "chosen_features", "closed_features")
+    OF_LABELS: ClassVar[tuple[str, ...]] = (
+        "labelled_features",
+        "labelled_pixels",
+        "chosen_features",
+        "closed_features",
+        "pool_values",
+    )
 
     def __post_init__(self) -> None:
         n = len(self.case_ids)

@@ -39,6 +39,10 @@ class Annotator(Protocol):
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {"oracle": Oracle, "folder": Folder}
 
+_LEAST_ANNOTATED = "the most typical left of its kind; kinds came first that all sites together have annotated least"
+_LEAST_COVERED = "the most typical left of its kind; kinds came first that have most cases unlike any that a site has annotated"
+"""What an expert is told where the coordinator shared kinds out, in the order of TypiClust and of ProbCover."""
+
 
 def annotator_of(site: Site, plan: Plan, *, run: str) -> Annotator:
     """The site's annotator, by the name in its settings, for one message of a run."""
@@ -152,7 +156,8 @@ def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centro
     """Of each kind that the site was given, the most typical case; fewer where the pool has lost some since."""
     luck = numpy_rng(plan.seed, site.name, cycle, "kinds")
     cases = most_typical(site, plan, kinds=kinds, centroids=np.asarray(centroids, dtype=np.float64), luck=luck)
-    reason = "the most typical of a kind that all sites together have annotated least"
+    covering = (plan.query.strategy if cycle else plan.query.cold_start) == "probcover"
+    reason = _LEAST_COVERED if covering else _LEAST_ANNOTATED
     return Selection(tuple(Choice(case.id, 0.0, reason) for case in cases))
 
 

@@ -28,17 +28,15 @@ def class_balanced(scores: Scores, count: int, rng: np.random.Generator, *, why:
     left = np.ones(len(order), dtype=bool)
     choices = []
     for _ in range(count):
-        class_, place = None, int(np.argmax(left))
-        for candidate in np.lexsort((luck, have)):
-            shows = left & (shown[:, candidate] > 0)
+        told, place = "no class is predicted in any case left", int(np.argmax(left))
+        for class_ in np.lexsort((luck, have)):
+            shows = left & (shown[:, class_] > 0)
             if shows.any():
-                class_, place = int(candidate), int(np.argmax(shows))
+                among = " among those that a case left shows" if (have < have[class_]).any() else ""
+                told, place = f"for class {class_ + 1}, of which least is annotated or chosen{among}", int(np.argmax(shows))
                 break
         left[place] = False
         have = have + shown[place]
         row = order[place]
-        told = (
-            "no class is predicted in any case left" if class_ is None else f"for class {class_ + 1}, of which least is annotated"
-        )
         choices.append(Choice(scores.case_ids[row], float(scores.values[row]), f"{why} {scores.values[row]:.3g}; {told}"))
     return Selection(tuple(choices))

@@ -52,7 +52,7 @@ def capped(
 
 def _beside(scores: Scores, left: list[str], chosen: list[str]) -> Scores:
     """Those that are left, and what has been chosen and closed beside them; a chosen case counts as an annotated one."""
-    among = scores.among(left)
+    among = replace(scores.among(left), pool_values=scores.values)
     if not chosen:
         return among
     taken, closed = scores.among(chosen), scores.among(set(scores.case_ids) - {*left, *chosen})

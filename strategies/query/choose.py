@@ -80,7 +80,7 @@ def at_random(
 
 
 def at_random_foreground(scores: Scores, count: int, rng: np.random.Generator) -> Selection:
-    """Two thirds of `count` at random among the cases where the model predicts foreground, the rest among all others.
+    """Two thirds of `count` at random among the cases with foreground in or beside them, the rest among all others.
 
     The comparator that nothing reliably beat in nnActive's 2025 study in 3D. With fewer foreground cases than two
     thirds, all of them are taken and the rest is drawn at random from the other cases. All scores are 0.
@@ -95,8 +95,8 @@ def at_random_foreground(scores: Scores, count: int, rng: np.random.Generator) -
     foreground = order[scores.foreground[order]][: round(2 * count / 3)]
     others = order[~np.isin(order, foreground)]
     others = rng.permutation(others)[: count - len(foreground)]  # shuffled again: these follow no earlier draw
-    seen = [(i, "chosen at random among the cases where the model sees a structure") for i in foreground]
-    return _at_random(scores, [*seen, *((i, "chosen at random among all cases") for i in others)])
+    why = "chosen at random among the cases with a structure, seen by the model or drawn, in them or next to them"
+    return _at_random(scores, [*((i, why) for i in foreground), *((i, "chosen at random among all cases") for i in others)])
 
 
 def size_of_choice(scores: Scores, count: int) -> int:
@@ -122,11 +122,13 @@ def best_first(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray
 
 
 def _selection(scores: Scores, order: NDArray[np.intp], ranked_by: NDArray[np.float64], why: str) -> Selection:
+    """The cases in `order`; the reason tells value and rank, in the whole pool also where a part of it is chosen already."""
     values = _values(scores)
-    ranks = len(values) + 1 - np.searchsorted(np.sort(values), values[order], side="right")
+    pool = values if scores.pool_values is None else scores.pool_values
+    ranks = len(pool) + 1 - np.searchsorted(np.sort(pool), values[order], side="right")
     return Selection(
         tuple(
-            Choice(scores.case_ids[i], float(ranked_by[i]), f"{why} {values[i]:.3g}, rank {rank} of {len(values)}")
+            Choice(scores.case_ids[i], float(ranked_by[i]), f"{why} {values[i]:.3g}, rank {rank} of {len(pool)}")
             for i, rank in zip(order, ranks, strict=True)
         )
     )

@@ -52,7 +52,14 @@ def evidential_scores(
     scaled by the most extreme pixels of the pool.
 
     Where all cases have the same epistemic uncertainty it tells nothing, and the others decide: it counts as 1.
+
+    Raises:
+        FloatingPointError: an uncertainty is not finite. Scaled over the pool it would be nobody's, and the others would decide.
     """
+    for name, array in (("epistemic", epistemic_), ("global aleatoric", aleatoric_global), ("local aleatoric", aleatoric_local)):
+        if not np.isfinite(array).all():
+            where = int(np.argmin(np.isfinite(array)))
+            raise FloatingPointError(f"{name} uncertainty of case {where} of the pool is {array[where]}: the model diverged")
     low, high = (epistemic_.min(), epistemic_.max()) if len(epistemic_) else (0.0, 0.0)
     scaled = (epistemic_ - low) / (high - low) if high > low else np.ones_like(epistemic_)
     return scaled * (aleatoric_global + aleatoric_local)
@@ -128,11 +135,18 @@ def relaxed(unit: NDArray[np.float32], order: NDArray[np.intp], count: int, *, b
 
 
 def _likeness(unit: NDArray[np.float32], rows: list[int], before: NDArray[np.intp]) -> dict[int, str]:
-    """Of each of `rows`, whether one before it is like it: the row itself can be right, as one of few or with nearer ones."""
-    together = np.concatenate([before, np.array(rows, dtype=np.intp)])
-    alike = np.tril(unit[together] @ unit[together].T > SIMILAR, k=-1).any(axis=1)[len(before) :]
+    """Of each of `rows`, whether one before it is like it: the row itself can be right, as one of few or with nearer ones.
+
+    Compared a block at a time, so that memory is O(B · F) for the B chosen ones.
+    """
+    together = unit[np.concatenate([before, np.array(rows, dtype=np.intp)])]
+    alike: list[bool] = []
+    for start in range(len(before), len(together), _BLOCK):
+        block = together[start : start + _BLOCK]
+        earlier = together[: start + len(block)]
+        alike += np.tril(block @ earlier.T > SIMILAR, k=start - 1).any(axis=1).tolist()
     few = "one alike is chosen, but few are, or others are more so"
-    return {row: few if like else "none alike chosen before it" for row, like in zip(rows, alike.tolist(), strict=True)}
+    return {row: few if like else "none alike chosen before it" for row, like in zip(rows, alike, strict=True)}
 
 
 def _neighbours(unit: NDArray[np.float32], rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:

@@ -2,7 +2,8 @@
 
 Microaggregation (Domingo-Ferrer and Mateo-Sanz 2002). A sum over many cases protects nobody where another sum leaves a few of
 them out: the difference is theirs. But whoever is told sums over whole groups alone can add and subtract them as often as they
-like, and is left with whole groups, or nothing. Pure: arrays in, arrays out.
+like, and is left with whole groups, or nothing. Nor is a group nearly one patient's, so that its mean would be: this is the rule
+of dominance for tables of statistics offices (Hundepool et al. 2012), with a half. Pure: arrays in, arrays out.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ def in_groups(features: NDArray[np.floating], patients: Sequence[str], *, min_pa
     """(N,) the group of each case, numbered from 0: alike cases, of at least `min_patients` patients in each.
 
     As MDAV does it: of the cases that are left the one farthest from their mean, and from each of the nearest other patients
-    the nearest case. Cases that are left of too few patients join the group with the nearest mean. With one patient each case
-    is a group. O(N² · F / `min_patients`) time.
+    the nearest case. Cases that are left of too few patients join the group with the nearest mean. Of a patient with more cases
+    there than all others together those farthest from the mean are left out again, so that nobody makes up more than half of a
+    group. Features and patients decide on it, and not what is annotated. O(N² · F / `min_patients`) time.
+
+    With `min_patients` 1 each case is a group: then nobody is hidden.
 
     Args:
         features: (N, F) of cases, by which they are alike.
         patients: N names or hashes.
 
     Returns:
-        The groups; −1 for every case where all of them together are of too few patients.
+        The groups; −1 for cases that are left out, and for all where all together are of too few patients.
     """
     points = np.asarray(features, dtype=np.float64)
     if min_patients <= 1:
@@ -45,4 +49,11 @@ def in_groups(features: NDArray[np.floating], patients: Sequence[str], *, min_pa
         left = left[group[left] < 0]
     for row in left.tolist() if means else ():
         group[row] = np.linalg.norm(np.stack(means) - points[row], axis=1).argmin()
+    for number, mean in enumerate(means):
+        members = np.flatnonzero(group == number)
+        cases_of = np.bincount(whose[members])
+        own = members[whose[members] == cases_of.argmax()]
+        surplus = max(2 * len(own) - len(members), 0)  # none but the largest can be more than half
+        farthest = np.argsort(-np.linalg.norm(points[own] - mean, axis=1), kind="stable")[:surplus]
+        group[own[farthest]] = -1
     return group

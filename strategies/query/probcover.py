@@ -42,17 +42,17 @@ def probcover(scores: Scores, count: int, rng: np.random.Generator) -> Selection
     if known is not None and known.shape[1] != points.shape[1]:
         raise ValueError(f"features of the pool have length {points.shape[1]}, those of labelled cases {known.shape[1]}")
     radius = pure_radius(points, kinds=KINDS, rng=rng)
-    rows, gains = cover(points, known, count, radius=radius, rng=rng)
+    rows, gains, others = cover(points, known, count, radius=radius, rng=rng)
     return Selection(
         tuple(
             Choice(
                 scores.case_ids[row],
                 float(gain) / len(points),
-                f"like {gain - 1} other cases that nothing annotated is like"
+                f"like {also} other cases that nothing annotated or chosen is like"
                 if gain
-                else "chosen at random: all cases are like an annotated one",
+                else "chosen at random: all cases are like an annotated or chosen one",
             )
-            for row, gain in zip(rows, gains, strict=True)
+            for row, gain, also in zip(rows, gains, others, strict=True)
         )
     )
 
@@ -64,8 +64,10 @@ def cover(
     *,
     radius: float,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows in the order chosen, and how many cases each covered that were not before, itself included; 0 at the end.
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows in the order chosen, how many cases each covered that were not before (0 at the end), and how many but itself.
+
+    A case that is covered itself may be chosen for the sake of others.
 
     Greedy: at least 1 − 1/e of what any `count` balls cover. Distances are computed twice and never kept: O(N² · F) time at
     most, O(N) memory beside the points.
@@ -82,11 +84,11 @@ def cover(
     for _, near in _balls(points, points[bare], radius):
         gain += near.sum(axis=0)
     left = np.ones(len(points), dtype=bool)
-    rows, gains = np.empty(count, dtype=np.intp), np.empty(count, dtype=np.intp)
+    rows, gains, others = (np.empty(count, dtype=np.intp) for _ in range(3))
     for n in range(count):
         best = np.flatnonzero(left & (gain == gain[left].max()))
         row = int(best[np.argmin(luck[best])])
-        rows[n], gains[n], left[row] = row, gain[row], False
+        rows[n], gains[n], others[n], left[row] = row, gain[row], gain[row] - bare[row], False
         if gain[row]:
             new = np.flatnonzero(bare & (points @ points[row] >= _cosine(radius)))
             bare[new] = False
@@ -94,7 +96,7 @@ def cover(
                 gain -= near.sum(axis=0)
             # blocks of other sizes round otherwise, so that a case on the edge of a ball may leave it though it never came in
             np.maximum(gain, 0, out=gain)
-    return rows, gains
+    return rows, gains, others
 
 
 def pure_radius(points: NDArray[np.float32], *, kinds: int, rng: np.random.Generator) -> float:

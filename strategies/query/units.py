@@ -1,7 +1,8 @@
 """What an expert is asked for at a time: a slice, a whole volume, or all of a patient's. Slices are scored; units are chosen.
 
-A volume's score is the mean over its slices: what an expert would see of it on average. Units have ids of their own while one
-is chosen, and come back as the slices they are made of.
+A volume's score is the mean over its slices: what an expert would see of it on average. So are its features, and those of what
+is annotated: a mean of slices lies nearer to other means than to any slice, so that slices would seem far from units of their
+own kind. Units have ids of their own while one is chosen, and come back as the slices they are made of.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ def unit_of(case: Case, unit: str) -> str:
     return {"slice": case.id, "volume": case.image, "patient": case.patient}[unit]
 
 
+def means_of_units(features: NDArray[np.floating], units: Sequence[str]) -> NDArray[np.float32]:
+    """(U, F) mean features of each unit, in ascending order of their ids, from those of cases.
+
+    Args:
+        features: (N, F) of cases.
+        units: N ids of the units that the cases belong to.
+    """
+    names, rows = np.unique(np.asarray(units, dtype=str), return_inverse=True)
+    return _means(features, rows, len(names)).astype(np.float32)
+
+
 def grouped(scores: Scores, units_of: Mapping[str, str]) -> Scores:
     """Scores of units from those of their cases: means of values and features, sums of pixels, foreground where any has some.
 
@@ -28,26 +40,21 @@ def grouped(scores: Scores, units_of: Mapping[str, str]) -> Scores:
         units_of: case id to unit id, for each of them; a unit is of one patient.
 
     Returns:
-        Scores with unit ids as `case_ids`, in ascending order; labelled features are as they were.
+        Scores with unit ids as `case_ids`, in ascending order; what is annotated is as it was (`Scores.labelled_features` are
+        of units from the beginning).
     """
     units = sorted({units_of[case] for case in scores.case_ids})
     row_of = {unit: row for row, unit in enumerate(units)}
     rows = np.array([row_of[units_of[case]] for case in scores.case_ids], dtype=np.int64)
-    counts = np.bincount(rows, minlength=len(units)).astype(np.float64)
-
-    def total(array: NDArray[Any]) -> NDArray[np.float64]:
-        sums = np.zeros((len(units), *array.shape[1:]), dtype=np.float64)
-        np.add.at(sums, rows, array)
-        return sums
 
     def of_units(name: str, array: NDArray[Any]) -> NDArray[Any]:
         if name in Scores.OF_LABELS:
             return array
         if name == "foreground":
-            return total(array) > 0
+            return _sums(array, rows, len(units)) > 0
         if name == "predicted_pixels":
-            return total(array)
-        return (total(array) / counts.reshape(-1, *[1] * (array.ndim - 1))).astype(array.dtype)
+            return _sums(array, rows, len(units))
+        return _means(array, rows, len(units)).astype(array.dtype)
 
     patients = dict(zip(rows.tolist(), scores.patients, strict=True))
     arrays = {name: of_units(name, array) for name, array in scores.arrays().items()}
@@ -68,3 +75,16 @@ def spread_out(selection: Selection, members: Mapping[str, Sequence[str]]) -> Se
             for case in members[unit.case_id]
         )
     )
+
+
+def _sums(array: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(count, …) sums of what belongs to each of `rows`."""
+    sums = np.zeros((count, *array.shape[1:]), dtype=np.float64)
+    np.add.at(sums, rows, array)
+    return sums
+
+
+def _means(array: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(count, …) means of what belongs to each of `rows`; every row has something."""
+    members = np.bincount(rows, minlength=count).astype(np.float64)
+    return _sums(array, rows, count) / members.reshape(-1, *[1] * (array.ndim - 1))

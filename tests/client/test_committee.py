@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from client.committee import committee, own_balance
+from client.committee import _shares, committee, own_balance
 from client.models import LocalModels, save_models
 from client.plan import Plan, network_for, network_with
+from client.preprocess import inside
 from client.score import score, strategy_of
-from client.site import Site
+from client.site import Site, Slices
 from strategies.records import Weights
 from strategies.wire import Request
 
@@ -73,15 +74,49 @@ def test_a_model_that_is_trained_alone_knows_this_sites_labels_and_repeats(joine
     assert values is not None
 
 
+def test_a_model_that_is_trained_alone_learns_from_labels_and_nothing_else(joined: Make) -> None:
+    """It is the same in runs that learn from unlabelled cases too, each in its way."""
+    site, plan, of_federation, _ = site_with_its_own_model(joined, 'query.strategy="logo"', "train.local_steps=2")
+    states = []
+    for framework in ("supervised", "mean_teacher", "unimatch"):
+        of_framework = plan.model_copy(update={"train": plan.train.model_copy(update={"framework": framework})})
+        models = committee(site, of_framework, strategy_of(plan), NOW, of_federation=of_federation)
+        assert models is not None
+        states.append(models["local_only"].state_dict())
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def test_what_a_model_finds_in_the_pool_is_found_without_the_padding(joined: Make) -> None:
+    """Class 1 in all of the image, and class 2 in all of its padding."""
+    site, plan, weights = joined('query.model="switch"')
+    rows, columns = inside(Slices(site, plan.preprocess).image(site.store.cases("unlabelled")[0].image).place)
+
+    def answer(_module: nn.Module, _images: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        said = torch.zeros_like(logits)
+        said[:, 2] = 5.0
+        said[:, 1, rows, columns] = 9.0
+        return said
+
+    network = network_with(plan, weights)
+    network.register_forward_hook(answer)
+    assert _shares(site, plan, network) == [1.0, 0.0]
+
+
 def test_no_model_is_trained_alone_without_a_label(joined: Make) -> None:
     site, plan, weights = joined('query.strategy="logo"', labels=0)
     assert committee(site, plan, strategy_of(plan), NOW, of_federation=network_with(plan, weights)) is None
 
 
-@pytest.mark.parametrize(("mean_balance", "heard"), [(0.0, "global"), (1.0, "local")])
+@pytest.mark.parametrize(("mean_balance", "heard"), [(0.0, "global"), (1.0, "local"), (-1.0, "local")])
 def test_the_switch_takes_one_model(joined: Make, mean_balance: float, heard: str) -> None:
-    """The site's own model is the federation's: they differ by nothing, s = 1 − γ̄/2, and classes alone decide."""
+    """The site's own model is the federation's: they differ by nothing, s = 1 − γ̄/2, and classes alone decide.
+
+    Where no site tells (−1) they are those of its own labels, which are nearly level.
+    """
     site, plan, weights = joined('query.model="switch"')
+    assert own_balance(site, plan, site.store.cases("labelled")) > 0.5
     path = site.workspace / "models" / "local.safetensors"
     same = {name: torch.from_numpy(array) for name, array in weights.items()}
     last = plan.train.rounds_per_cycle

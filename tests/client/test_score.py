@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from client.faults import SiteFault
+from client.look import class_pixels
 from client.plan import Plan, network_with
 from client.preprocess import inside
-from client.score import demand_of, score, strategy_of
+from client.score import demand_of, load_scores, save_scores, score, strategy_of
 from client.site import Site, Slices
 from strategies.networks import forward_traced
+from strategies.query.strategy import Model
 from strategies.records import Choice, Scores, Weights
 from strategies.wire import QUANTILES
 
@@ -61,6 +66,59 @@ def test_scores_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     assert ("case b" in str(caught.value)) == (name != "labelled_features"), "the case is named where it is one of the pool"
 
 
+@pytest.mark.parametrize("name", ["entropy", "feal"])
+def test_a_site_stops_at_a_case_that_a_model_can_say_nothing_finite_of(joined: Make, name: str) -> None:
+    head = "evidential" if name == "feal" else "softmax"
+    site, plan, weights = joined(f'query.strategy="{name}"', f'network.head="{head}"')
+    cases = site.store.cases("unlabelled")
+    only = Slices(site, plan.preprocess).take([cases[2]])
+
+    def diverged(_module: nn.Module, images: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return torch.where((images[0] == only).flatten(1).all(1)[:, None, None, None], torch.nan, logits)
+
+    models: dict[Model, nn.Module] = {"global": network_with(plan, weights), "local": network_with(plan, weights)}
+    models["global"].register_forward_hook(diverged)
+    with pytest.raises(SiteFault, match=f"of case {re.escape(cases[2].id)} is not finite") as caught:
+        score(site, plan, strategy_of(plan), models, cycle=1)
+    assert caught.value.code == "invariant-broken"
+
+
+@pytest.mark.parametrize("case_ids", [["b", "a"], ["a", "a"]], ids=["out of order", "twice"])
+def test_scores_in_the_pools_own_order_are_refused(case_ids: list[str]) -> None:
+    """The generator decides between equals by place: by the pool's own, the same seed would choose otherwise elsewhere."""
+    with pytest.raises(ValueError, match="unique and in ascending order"):
+        Scores(case_ids, ["p", "q"])
+
+
+def test_scores_of_another_cycle_or_run_do_not_choose(tmp_path: Path) -> None:
+    """A site that was away when its pool was scored has those of a cycle before, by models that it has no more."""
+    kept = scores(cases=3, patients=2)
+    save_scores(tmp_path, kept, run="r", cycle=2)
+    found = load_scores(tmp_path, run="r", cycle=2)
+    assert found is not None
+    assert (found.case_ids, found.patients) == (kept.case_ids, kept.patients)
+    np.testing.assert_array_equal(np.asarray(found.values), np.asarray(kept.values))
+    assert load_scores(tmp_path, run="r", cycle=3) is None
+    assert load_scores(tmp_path, run="other", cycle=2) is None
+
+
+def test_chance_counts_as_little_as_the_run_says(joined: Make) -> None:
+    """A large β is the top: with the default of 1, of twenty scores as near as these, each is as likely as any."""
+    _, plan, _ = joined('query.strategy="entropy+power"', "query.power_beta=1e6", labels=0)
+    pool = Scores([f"{n:02d}" for n in range(20)], ["p"] * 20, np.linspace(0.9, 1, 20))
+    assert strategy_of(plan).choose(pool, 3, np.random.default_rng(0)).case_ids == ["19", "18", "17"]
+
+
+def test_pixels_of_annotated_classes_are_counted_without_the_padding(joined: Make) -> None:
+    site, plan, _ = joined()
+    slices, cases = Slices(site, plan.preprocess), site.store.cases("labelled")
+    rows, columns = inside(slices.image(cases[0].image).place)
+    masks = slices.labels(cases)[:, rows, columns].numpy()
+    assert masks[0].size < plan.preprocess.size_px**2, "there is some"
+    expected = [[(mask == class_).sum() for class_ in range(3)] for mask in masks]
+    assert class_pixels(slices, cases, classes=2).tolist() == expected
+
+
 def request_one(site: Site) -> None:
     """A case more that experts are asked for, and have not answered yet."""
     case = site.store.cases("unlabelled")[0]
@@ -80,6 +138,25 @@ def test_who_keeps_away_from_annotated_cases_is_shown_those_that_are_asked_for_t
             np.testing.assert_allclose(told, expected.numpy(), atol=1e-5)
     assert found.labelled_features is not None
     assert len(found.labelled_features) == 3
+
+
+@pytest.mark.parametrize("unit", ["volume", "patient"])
+def test_what_is_annotated_by_volumes_is_told_by_volumes(joined: Make, unit: str) -> None:
+    """The mean of a volume's slices, as of volumes that wait; one that is asked for counts as an annotated one."""
+    site, plan, weights = joined('query.strategy="coreset"', f'query.unit="{unit}"', labels=1)
+    waits = site.store.cases("unlabelled")[0]
+    slices_of_it = [Choice(case.id, 0.0, "as a test") for case in site.store.cases("unlabelled") if case.image == waits.image]
+    site.store.request("r", 1, cases=1, choices=slices_of_it, tick=2)
+    network = network_with(plan, weights).eval()
+    found = score(site, plan, strategy_of(plan), {"global": network}, cycle=1).labelled_features
+    known = site.store.cases("labelled", "requested")
+    with torch.inference_mode():
+        features = forward_traced(network, Slices(site, plan.preprocess).take(known)).features.numpy()
+    images = sorted({case.image for case in known})
+    assert len(images) == 2
+    expected = [features[[case.image == image for case in known]].mean(axis=0) for image in images]
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["typiclust", "probcover"])
@@ -138,6 +215,22 @@ def test_of_a_slice_that_waits_for_an_expert_the_model_says_whether_it_shows_one
     border = [case for case, near in zip(site.store.cases("unlabelled"), found, strict=True) if near]
     assert bool(border) == sees
     assert all(case.image == waiting.image and abs(case.index - waiting.index) == 1 for case in border)
+
+
+def test_one_model_contradicts_itself_by_dropout_that_the_cycle_draws(joined: Make) -> None:
+    """Some of its neurons are off in each pass: which they are is the same each time that this cycle scores."""
+    site, plan, weights = joined('query.strategy="bald"', "query.passes=3", "network.dropout=0.4")
+
+    def values(cycle: int) -> list[float]:
+        torch.rand(cycle)  # wherever torch's own generator stands
+        found = score(site, plan, strategy_of(plan), {"global": network_with(plan, weights)}, cycle=cycle).values
+        assert found is not None
+        return [float(value) for value in found]
+
+    first = values(1)
+    assert min(first) > 1e-6, "without dropout all passes agree"
+    assert values(1) == first
+    assert values(2) != first
 
 
 def test_two_models_are_compared_without_dropout(joined: Make) -> None:

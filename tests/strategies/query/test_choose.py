@@ -263,7 +263,7 @@ def test_random_fg_takes_two_thirds_where_there_is_foreground(count: int, first_
     extra = []
     for seed in range(60):
         selection = pick(at_random_foreground, scores, count, seed)
-        told = [c.case_id for c in selection.choices if "sees a structure" in c.reason]
+        told = [c.case_id for c in selection.choices if "with a structure" in c.reason]
         assert len(told) == first_third
         assert set(told) <= seen
         extra += [case in seen for case in selection.case_ids[first_third:]]

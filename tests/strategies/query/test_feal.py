@@ -62,6 +62,16 @@ def test_a_constant_epistemic_uncertainty_leaves_it_to_the_other(n: int) -> None
     np.testing.assert_allclose(found, ours + theirs)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_uncertainty_that_is_not_finite_is_not_ranked(which: int, bad: float) -> None:
+    """Scaled with the others a NaN would say that all are the same, and so be hidden."""
+    parts = [np.array([1.0, 2.0, 3.0]) for _ in range(3)]
+    parts[which][1] = bad
+    with pytest.raises(FloatingPointError, match=r"uncertainty of case 1 of the pool is .*: the model diverged"):
+        evidential_scores(*parts)
+
+
 def slow(features: NDArray[np.float32], order: list[int], count: int) -> list[int]:
     chosen: list[int] = []
     for row in order:
@@ -98,11 +108,19 @@ def test_a_case_whose_likes_are_chosen_is_passed_over_but_one_with_few_likes_is_
     assert feal(scores, 4, np.random.default_rng(0)).case_ids == ["00", "07", "08", "09"]
 
 
-@pytest.mark.parametrize(("cosine", "chosen"), [(0.8, 7), (0.9, 1)])
+@pytest.mark.parametrize(("cosine", "chosen"), [(0.84, 7), (0.86, 1)])
 def test_alike_is_a_cosine_above_085(cosine: float, chosen: int) -> None:
     """Seven cases, each as like any other: a direction that all share, and one of its own."""
     features = np.hstack([np.full((7, 1), cosine**0.5), (1 - cosine) ** 0.5 * np.eye(7)]).astype(np.float32)
     assert len(relaxed(features, np.arange(7), 7)) == chosen
+
+
+def test_cases_are_alike_by_direction_however_long_their_features_are() -> None:
+    """Six alike, of which one is taken, and another kind; features of deeper networks are hundreds long or hundredths."""
+    features = np.array([[1.0, 0.1 * n] for n in range(6)] + [[0.0, 1.0]], dtype=np.float32)
+    features *= 2.0 ** np.array([-9, 9, 0, -3, 4, -6, 7])[:, None]
+    scores = Scores([f"{i}" for i in range(7)], ["p"] * 7, values=np.arange(7, 0, -1.0), features=features)
+    assert feal(scores, 2, np.random.default_rng(0)).case_ids == ["0", "6"]
 
 
 def test_a_shortfall_is_filled_by_score() -> None:
@@ -142,6 +160,19 @@ def test_what_is_like_none_chosen_is_found_however_far_down() -> None:
     first, second = feal(scores, 2, np.random.default_rng(0)).choices
     assert (first.case_id, second.case_id) == ("00", "31")
     assert second.reason.endswith("none alike chosen before it")
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+def test_likes_are_found_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    unit = unit_length(np.random.default_rng(0).normal(size=(14, 2)))
+    rows, before = [8, 3, 0, 5, 1, 9, 2], np.array([12, 13])
+    told = module._likeness(unit, rows, before)
+    earlier = [12, 13]
+    for row in rows:
+        assert ("none alike" in told[row]) == all(unit[row] @ unit[other] <= SIMILAR for other in earlier)
+        earlier.append(row)
+    assert len(set(told.values())) == 2
 
 
 def test_reasons_say_whether_one_alike_is_chosen_before() -> None:

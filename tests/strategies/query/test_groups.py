@@ -1,6 +1,8 @@
-"""Groups hold enough patients, all cases, and cases that are alike."""
+"""Groups hold enough patients, none of them for the most part, cases that are alike, and all but what one has too many of."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,28 +13,44 @@ from strategies.query.groups import in_groups
 
 @settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 999), whose=st.lists(st.integers(0, 9), max_size=40), min_patients=st.integers(1, 6))
-def test_every_group_is_of_enough_patients_and_every_case_is_in_one(seed: int, whose: list[int], min_patients: int) -> None:
+def test_every_group_is_of_enough_patients_and_nobody_is_more_than_half_of_it(
+    seed: int, whose: list[int], min_patients: int
+) -> None:
     features = np.random.default_rng(seed).normal(size=(len(whose), 3))
     patients = [f"p{n}" for n in whose]
     group = in_groups(features, patients, min_patients=min_patients)
     if len(set(patients)) < min_patients:
         assert (group == -1).all(), "too few patients for a single group"
         return
-    assert sorted(set(group.tolist())) == list(range(int(group.max(initial=-1)) + 1)), "numbered without gaps"
-    for number in set(group.tolist()):
-        assert len({patients[n] for n in np.flatnonzero(group == number).tolist()}) >= min_patients
+    numbers = set(group.tolist()) - {-1}
+    assert sorted(numbers) == list(range(int(group.max(initial=-1)) + 1)), "numbered without gaps"
+    for number in numbers:
+        cases_of = Counter(patients[n] for n in np.flatnonzero(group == number).tolist())
+        assert len(cases_of) >= min_patients
+        assert min_patients == 1 or max(cases_of.values()) <= cases_of.total() / 2
+    assert len({patients[n] for n in np.flatnonzero(group == -1).tolist()}) < min_patients, "too few for a group of their own"
     np.testing.assert_array_equal(group, in_groups(features, patients, min_patients=min_patients))
 
 
 def test_alike_cases_are_in_a_group() -> None:
-    """Two clouds of three patients each; and one patient with many slices, which join the group that they are like."""
-    places = [0.0, 0.1, 0.2, 9.0, 9.1, 9.2, 0.15, 0.16, 0.17]
-    patients = ["a", "b", "c", "a", "b", "c", "a", "a", "a"]
+    """Two clouds of three patients each; and two patients with a slice more, which join the group that they are like."""
+    places = [0.0, 0.1, 0.2, 9.0, 9.1, 9.2, 0.15, 0.16]
+    patients = ["a", "b", "c", "a", "b", "c", "a", "b"]
     group = in_groups(np.array(places)[:, None], patients, min_patients=3)
     assert len(set(group.tolist())) == 2
-    assert len(set(group[[0, 1, 2, 6, 7, 8]].tolist())) == 1
+    assert len(set(group[[0, 1, 2, 6, 7]].tolist())) == 1
     assert len(set(group[3:6].tolist())) == 1
 
 
 def test_where_one_patient_is_enough_each_case_is_a_group() -> None:
     assert in_groups(np.zeros((3, 2)), ["a", "a", "b"], min_patients=1).tolist() == [0, 1, 2]
+
+
+def test_of_a_patient_with_most_of_the_cases_no_more_are_told_than_of_the_others() -> None:
+    """Forty slices of one, at 0 to 3.9, and one each of four others: a mean of all would be nearly the one patient's."""
+    places = np.concatenate([np.arange(40) / 10, [0.0, 0.1, 0.2, 0.3]])[:, None]
+    group = in_groups(places, ["a"] * 40 + list("bcde"), min_patients=5)
+    assert group[40:].tolist() == [0, 0, 0, 0]
+    stay = np.flatnonzero(group[:40] == 0)
+    assert stay.tolist() == [8, 9, 10, 11], "the nearest to 0.9, the mean of the first case of each"
+    assert (np.delete(group[:40], stay) == -1).all()

@@ -27,8 +27,9 @@ POINTS = on_circle(0, 1, 2, 3, 4, 90, 91, 92, 180)
 
 
 def test_the_largest_ball_comes_first_and_what_it_covers_counts_no_more() -> None:
-    rows, gains = cover(POINTS, None, 4, radius=0.08, rng=np.random.default_rng(0))
+    rows, gains, others = cover(POINTS, None, 4, radius=0.08, rng=np.random.default_rng(0))
     assert gains.tolist() == [5, 3, 1, 0]
+    assert others.tolist() == [4, 2, 0, 0]
     assert rows[0] in range(5)
     assert rows[1] in (5, 6, 7)
     assert rows[2] == 8
@@ -43,12 +44,12 @@ def test_a_case_on_the_edge_that_rounding_moves_leaves_no_gain_below_nothing(mon
         return balls(points, centres, radius if len(calls) == 1 else 2 * radius)
 
     monkeypatch.setattr(module, "_balls", rounded)
-    _, gains = cover(on_circle(*range(0, 60, 3)), None, 20, radius=0.08, rng=np.random.default_rng(0))
+    _, gains, _ = cover(on_circle(*range(0, 60, 3)), None, 20, radius=0.08, rng=np.random.default_rng(0))
     assert (gains >= 0).all()
 
 
 def test_what_is_annotated_is_covered() -> None:
-    rows, gains = cover(POINTS, on_circle(2), 2, radius=0.08, rng=np.random.default_rng(0))
+    rows, gains, _ = cover(POINTS, on_circle(2), 2, radius=0.08, rng=np.random.default_rng(0))
     assert gains.tolist() == [3, 1]
     assert rows[1] == 8
 
@@ -57,8 +58,32 @@ def test_reasons_say_how_many_are_like_it_and_when_all_are_covered() -> None:
     scores = Scores([f"{i}" for i in range(9)], ["p"] * 9, features=POINTS)
     choices = probcover(scores, 9, np.random.default_rng(0)).choices
     assert len({choice.case_id for choice in choices}) == 9
-    assert "other cases that nothing annotated is like" in choices[0].reason
+    assert "other cases that nothing annotated or chosen is like" in choices[0].reason
     assert "at random" in choices[-1].reason
+
+
+def test_a_case_that_is_covered_and_chosen_for_others_is_none_of_them() -> None:
+    """An annotated case and two bare ones around one in their middle, which alone reaches all: it is like both."""
+    points = unit_length(np.array([[1, 0, 0], [1, 0.07, 0], [1, -0.07, 0]]))
+    labelled = unit_length(np.array([[1, 0, 0.07]]))
+    rows, gains, others = cover(points, labelled, 1, radius=0.08, rng=np.random.default_rng(0))
+    assert (rows.tolist(), gains.tolist(), others.tolist()) == ([0], [2], [2])
+
+
+def test_cases_are_alike_by_direction_however_long_their_features_are() -> None:
+    """Of what waits and of what is annotated."""
+
+    def chosen(scale: float) -> list[str]:
+        lengths = scale ** np.arange(len(POINTS))[:, None]
+        scores = Scores(
+            [f"{i}" for i in range(9)],
+            ["p"] * 9,
+            features=POINTS * lengths.astype(np.float32),
+            labelled_features=scale * POINTS[:2],
+        )
+        return [f"{choice.case_id}: {choice.reason}" for choice in probcover(scores, 4, np.random.default_rng(0)).choices]
+
+    assert chosen(2.0) == chosen(1.0) == chosen(0.5)
 
 
 def slow(points: NDArray[np.float32], labelled: NDArray[np.float32], count: int, radius: float) -> list[int]:
@@ -84,7 +109,7 @@ def test_greedy_covering_as_in_a_slow_version(n: int, known: int, radius: float,
     rng = np.random.default_rng(seed)
     points = unit_length(rng.normal(size=(n, 3)))
     labelled = unit_length(rng.normal(size=(known, 3)))
-    rows, gains = cover(points, labelled, n, radius=radius, rng=rng)
+    rows, gains, _ = cover(points, labelled, n, radius=radius, rng=rng)
     assert sorted(rows.tolist()) == list(range(n))
     assert (gains >= 0).all()
     assert (np.diff(gains) <= 0).all(), "a greedy gain never rises"

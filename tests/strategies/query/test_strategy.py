@@ -165,6 +165,22 @@ def test_feal_is_epistemic_of_the_federation_aleatoric_of_both_and_compares_the_
     np.testing.assert_array_equal(found["features"], of.features["local"].numpy())
 
 
+def test_feal_tells_cases_with_much_evidence_apart() -> None:
+    """α near 4e5, of which entropies in single precision would be noise: the more evidence, the less is left to learn."""
+    of = seen("global", "local")
+    for case in range(CASES):
+        for model in ("global", "local"):
+            of.logits[model][0, case] = math.log(4e5) + 0.001 * case
+    assert looked("feal", of)["values"].argsort().tolist() == [2, 1, 0]
+    alpha = np.exp(of.logits["global"][0, :, :, 0, 0].double().numpy())
+    total = alpha.sum(axis=1)
+    log_beta = gammaln(alpha).sum(axis=1) - gammaln(total)
+    expected = log_beta + (total - CLASSES - 1) * digamma(total) - ((alpha - 1) * digamma(alpha)).sum(axis=1)
+    strategy = parse_query("feal")
+    assert strategy.look is not None
+    assert strategy.look(of)["epistemic"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_logo_scores_by_the_federation_and_tells_kinds_apart_by_the_model_trained_alone() -> None:
     of = seen("global", "local_only")
     found = looked("logo", of)

@@ -65,6 +65,14 @@ def test_outliers_come_after_kinds_of_some_size(monkeypatch: pytest.MonkeyPatch)
     assert [int(kind[one.row]) for one in found] == [2, 1, 0]
 
 
+def test_of_kinds_as_large_as_each_other_chance_decides_which_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever numbers k-means has given them."""
+    points, kind = blobs(5, 5)
+    monkeypatch.setattr(module, "_clusters", lambda *_: kind)
+    first = [int(kind[most_typical(points, None, 1, np.random.default_rng(seed))[0].row]) for seed in range(20)]
+    assert 3 < sum(first) < 17
+
+
 def test_many_clusters_are_found_in_batches() -> None:
     """More than Lloyd's algorithm is used for; with as many cases as asked for each is chosen."""
     points, _ = blobs(*[2] * 40)

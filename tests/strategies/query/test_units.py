@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from strategies.query.units import grouped, spread_out
+from strategies.query.parse import parse_query
+from strategies.query.units import grouped, means_of_units, spread_out
 from strategies.records import Choice, Scores, Selection
 
 CASES = ["a", "b", "c", "d", "e"]
@@ -71,3 +74,33 @@ def test_a_unit_of_one_case_each_changes_nothing_and_means_are_those_of_a_loop(
     for unit, value in zip(together.case_ids, together.values, strict=True):
         own = [v for u, v in drawn if f"u{u}" == unit]
         assert abs(value - sum(own) / len(own)) < 1e-9
+
+
+def volumes(centre: float, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(count · 8, 8) slices of volumes of a kind: each lies 4 from the volume's middle in a direction of its own."""
+    middles = np.eye(8)[0] * centre + 0.05 * rng.normal(size=(count, 1, 8)) + 3
+    slices = middles + 4 * np.concatenate([np.eye(8)[:4], -np.eye(8)[:4]])
+    return np.asarray(slices.reshape(-1, 8), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["coreset", "typiclust"])
+@pytest.mark.parametrize("seed", range(3))
+def test_volumes_of_a_kind_that_is_annotated_are_not_taken_for_new_ones(name: str, seed: int) -> None:
+    """One of nine alike is annotated, and two of another kind wait: one of these is next, near as the annotated slices are."""
+    rng = np.random.default_rng(seed)
+    pool = np.concatenate([volumes(0, 8, rng), volumes(3, 2, rng)])
+    labelled = volumes(0, 1, rng)
+    ids = [f"v{n // 8}.{n % 8}" for n in range(len(pool))]
+    known = means_of_units(labelled, [f"l{n // 8}" for n in range(len(labelled))])
+    units = grouped(
+        Scores(ids, [case[:2] for case in ids], features=pool, labelled_features=known), {case: case[:2] for case in ids}
+    )
+    first = parse_query(name).choose(units, 1, np.random.default_rng(seed)).case_ids
+    assert first[0] in ("v8", "v9")
+
+
+def test_means_of_units_are_of_their_own_cases_in_the_order_of_ids() -> None:
+    features = np.array([[1, 0], [0, 2], [3, 4]], dtype=np.float32)
+    found = means_of_units(features, ["v2", "v1", "v2"])
+    assert found.tolist() == [[0, 2], [2, 2]]
+    assert found.dtype == np.float32

@@ -43,6 +43,12 @@ def test_a_grant_is_met_though_only_patients_at_the_cap_are_left() -> None:
     assert ["no other patient is left" in choice.reason for choice in choices] == [False, False, True, True]
 
 
+def test_ranks_are_told_in_the_whole_pool_after_a_refusal_too() -> None:
+    """The second choice is the best of two cases that may be chosen still, and the fourth of all."""
+    choices = capped(of_patients(1, 1, 1, 2, 2), 2, np.random.default_rng(0), choose=highest, cap=1).choices
+    assert [choice.reason for choice in choices] == ["score 5, rank 1 of 5", "score 2, rank 4 of 5"]
+
+
 def test_what_is_chosen_after_a_refusal_keeps_its_distance_from_the_batch() -> None:
     """On a line: 10 is farthest from 0; 9 is of the same patient; then 5, and not 8, which is farther from 0 alone."""
     places = np.array([[10.0], [9.0], [5.0], [8.0]], dtype=np.float32)
@@ -146,6 +152,20 @@ def test_the_class_with_least_pixels_comes_first() -> None:
     assert "class 2" in choices[0].reason
     assert "class 1" in choices[1].reason
     assert "class 2" in choices[2].reason
+
+
+def test_a_class_is_said_to_be_least_annotated_only_where_none_is_less_so() -> None:
+    """Nothing of class 1 is annotated, and no case left shows it; then what is chosen brings both classes level."""
+    (only,) = class_balanced(shown((0, 5), values=[0.2], labelled=(0, 1000)), 1, np.random.default_rng(0), why="score").choices
+    assert only.reason.endswith("for class 2, of which least is annotated or chosen among those that a case left shows")
+    (only,) = class_balanced(shown((0, 5), values=[0.2], labelled=(9, 9)), 1, np.random.default_rng(0), why="score").choices
+    assert only.reason.endswith("for class 2, of which least is annotated or chosen"), "as much as of class 1"
+
+
+def test_of_classes_with_as_much_annotated_chance_decides_which_comes_first() -> None:
+    scores = shown((5, 0), (0, 5), values=[0.2, 0.1], labelled=(9, 9))
+    first = [class_balanced(scores, 1, np.random.default_rng(seed), why="score").case_ids[0] for seed in range(20)]
+    assert 3 < first.count("0") < 17
 
 
 def test_where_nothing_is_predicted_the_best_scores_follow() -> None:
