@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -182,7 +183,8 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
     units = len({unit_of(case, plan.query.unit) for case in site.store.cases("unlabelled")})
-    demand = demand_of(scores, units=units, min_patients=site.settings.min_patients)
+    shared = scores if plan.tells_quantiles(request.cycle) else replace(scores, values=None)
+    demand = demand_of(shared, units=units, min_patients=site.settings.min_patients)
     seconds = time.monotonic() - started
     return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 
@@ -208,7 +210,7 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
     effort, balance = _effort(site, request), None
-    if effort and plan.query.model == "switch":
+    if effort and plan.tells_balance(strategy_of(plan), request.cycle):
         balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
     return wire.pack_annotation(
         Annotation(
