@@ -35,7 +35,7 @@ from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
 from client.stop import blaming, stopping_for_good
-from client.store import ImageRow
+from client.store import ImageRow, Told
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
@@ -107,8 +107,10 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
-    told = {**_told(site, models.reply), **_effort(site, request)} if site.shares_sums else {}
-    return wire.pack_update(SiteUpdate(site.name, update, **told))
+    if not site.shares_sums:
+        return wire.pack_update(SiteUpdate(site.name, update))
+    spent = site.store.tell(request.run, tick=request.tick, min_patients=site.settings.min_patients)
+    return wire.pack_update(SiteUpdate(site.name, update, **_told(site, models.reply), **_effort(spent)))
 
 
 def _why_unlabelled(site: Site) -> str:
@@ -141,15 +143,9 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
 
 
-def _effort(site: Site, request: wire.Request) -> dict[str, int]:
-    """What this run's labels have cost so far, and of how many patients they are; nothing below the site's `min_patients`.
-
-    So far is up to the request's tick: a repeated message is answered as at first.
-    """
-    patients = len({case.patient for case in site.store.labelled_in(request.run, tick=request.tick)})
-    if patients < site.settings.min_patients:
-        return {}
-    return {"minutes": round(site.store.minutes(request.run, tick=request.tick)), "patients": patients}
+def _effort(told: Told | None) -> dict[str, Any]:
+    """What labels have cost that may be told of, in all, and the fewest patients behind a difference of two answers."""
+    return {} if told is None else {"minutes": round(told.minutes), "patients": told.patients}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
@@ -209,9 +205,10 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    effort, balance = _effort(site, request), None
-    if effort and plan.tells_balance(strategy_of(plan), request.cycle):
-        balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
+    spent = site.store.tell(request.run, tick=request.tick, min_patients=site.settings.min_patients)
+    balance = None
+    if spent and plan.tells_balance(strategy_of(plan), request.cycle):
+        balance = round(own_balance(site, plan, spent.cases), 2)
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -223,7 +220,7 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             skipped=counts.get("skipped", 0),
             balance=balance,
             seconds=time.monotonic() - started,
-            **effort,
+            **_effort(spent),
         )
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from client.database import mendable, open_engine
 from client.faults import SiteFault
@@ -55,6 +55,18 @@ class ImageRow:
     role: str
     truth: str
     slices: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """The labels of a run whose cost may be told in sums: their cases, in the order in which they came, and `minutes` in all.
+
+    `patients` are the fewest behind a difference of two sums that were told, the first one included.
+    """
+
+    cases: list[Case]
+    minutes: float
+    patients: int
 
 
 @dataclass(frozen=True)
@@ -254,11 +266,35 @@ class Store:
             )
             return not session.scalar(before)
 
-    def minutes(self, run: str, *, tick: int) -> float:
-        """What the run's labels up to `tick` cost the experts; labels of before the cost was kept count 0."""
+    def tell(self, run: str, *, tick: int, min_patients: int) -> Told | None:
+        """Which of a run's labels a reply at `tick` may tell sums of: those that were told of before, and the others once they
+        are of `min_patients` patients together, or a difference of two replies would be what fewer cost.
+
+        Kept with the labels, so a reply that is given again tells the same, whatever came since. Labels of before the cost was
+        kept count 0 minutes. None where nothing may be told.
+        """
+        of_run = (
+            select(LabelTable, CaseTable)
+            .join(CaseTable, CaseTable.id == LabelTable.case)
+            .options(defer(LabelTable.mask))
+            .where(LabelTable.run == run)
+            .order_by(LabelTable.tick, LabelTable.case)
+        )
         with self._session() as session:
-            mine = (LabelTable.run == run, LabelTable.tick <= tick)
-            return float(session.scalar(select(func.coalesce(func.sum(LabelTable.minutes), 0.0)).where(*mine)) or 0.0)
+            rows = session.execute(of_run).tuples().all()
+            fresh = [(label, case) for label, case in rows if label.told is None and label.tick <= tick]
+            answered = any(label.told is not None and label.told >= tick for label, _ in rows)
+            if not answered and len({case.patient for _, case in fresh}) >= min_patients:
+                for label, _ in fresh:
+                    label.told = tick
+            behind: dict[int, set[str]] = {}
+            told = [(label, case) for label, case in rows if label.told is not None and label.told <= tick]
+            for label, case in told:
+                behind.setdefault(label.told or 0, set()).add(case.patient)
+            fewest = min(map(len, behind.values()), default=0)
+            if fewest < min_patients:  # nothing was told, or the site has raised the bar since
+                return None
+            return Told([_case(case) for _, case in told], sum(label.minutes or 0.0 for label, _ in told), fewest)
 
     def add_label(
         self,
@@ -323,17 +359,6 @@ class Store:
         query = select(LabelTable.case, LabelTable.minutes).order_by(LabelTable.tick, LabelTable.case)
         with self._session() as session:
             return [(case, minutes or 0.0) for case, minutes in session.execute(query).tuples()]
-
-    def labelled_in(self, run: str, *, tick: int) -> list[Case]:
-        """The cases that were labelled in a run up to `tick`, in the order in which the labels came."""
-        query = (
-            select(CaseTable)
-            .join(LabelTable, LabelTable.case == CaseTable.id)
-            .where(LabelTable.run == run, LabelTable.tick <= tick)
-            .order_by(LabelTable.tick, CaseTable.id)
-        )
-        with self._session() as session:
-            return [_case(row) for row in session.scalars(query)]
 
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""

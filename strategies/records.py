@@ -215,9 +215,10 @@ class Annotation:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
-        minutes: what this run's labels have cost the experts so far, in whole minutes; None below the site's `min_patients`.
+        minutes: what this run's labels have cost the experts, in whole minutes, up to the last that the site tells of; it tells
+            of further ones once they are of its `min_patients` patients together. None before the first.
         balance: how level the classes are in these labels, in [0, 1]; None also where the run does not ask.
-        patients: how many patients they are of.
+        patients: the fewest behind a difference of two answers, the first one included.
     """
 
     name: str
