@@ -260,9 +260,14 @@ def test_an_answer_that_is_given_again_tells_the_same_costs(tmp_path: Path) -> N
         label(store, pool[number], tick=tick, minutes=1.0)
     at_first = [store.tell("run", tick=tick, min_patients=2) for tick in range(4)]
     assert [None if told is None else (told.minutes, told.patients) for told in at_first] == [None, (2, 2), (2, 2), (4, 2)]
+    for number in (5, 9):  # late, under a tick that was answered
+        label(store, pool[number], tick=1, minutes=1.0)
     again = Store.at(tmp_path / "site.db")
     assert [again.tell("run", tick=tick, min_patients=2) for tick in (3, 1, 0, 2)] == [at_first[tick] for tick in (3, 1, 0, 2)]
-    assert again.tell("run", tick=3, min_patients=3) is None, "a site that raises the bar takes back what is below it"
+    later = again.tell("run", tick=4, min_patients=2)
+    assert later is not None
+    assert later.minutes == 6
+    assert again.tell("run", tick=4, min_patients=3) is None, "a site that raises the bar takes back what is below it"
     assert again.tell("another run", tick=3, min_patients=1) is None
 
 
