@@ -136,11 +136,18 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
         "consistency": others,
     }
     everybody = {case.patient for case in labelled}
-    losses = {name: mean for name, mean in numbers["losses"].items() if len(behind.get(name, everybody)) >= least}
+    patients = {name: len(behind.get(name, everybody)) for name in numbers["losses"]}
+    losses = {name: mean for name, mean in numbers["losses"].items() if patients[name] >= least}
     if len(losses) < len(numbers["losses"]):
         losses.pop("total", None)  # from it and the others the missing one could be worked out
-    told = {name: value for name, value in numbers.items() if name != "judges"}
-    return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
+    judges = numbers.get("judges", 0)
+    return {
+        **{name: value for name, value in numbers.items() if name != "judges"},
+        "losses": losses,
+        "losses_patients": min((patients[name] for name in losses), default=None),
+        "trust": numbers.get("trust") if judges >= least else None,
+        "trust_patients": judges if judges >= least else None,
+    }
 
 
 def _effort(told: Told | None) -> dict[str, Any]:

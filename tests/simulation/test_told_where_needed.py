@@ -18,7 +18,9 @@ Config = Callable[..., Path]
 
 def of_enough_cases(scores: Scores, *, units: int, min_patients: int) -> Demand:
     """As `demand_of` has it of a large pool; the tiny one has too few cases for a quantile."""
-    return Demand(20, units, (0.1, 0.2, 0.3, 0.4, 0.5) if scores.values is not None else ())
+    if scores.values is None:
+        return Demand(20, units)
+    return Demand(20, units, (0.1, 0.2, 0.3, 0.4, 0.5), 5)
 
 
 @pytest.mark.parametrize(("rule", "cycles"), [("fixed", []), ("proportional", []), ("adaptive", [1, 2])])
