@@ -38,6 +38,9 @@ from strategies.records import Case, Choice
 STOPPED = "stopped"
 """The key under which the reason stands why the site stopped."""
 
+KEPT = "kept"
+"""How many rows of a table were there at the last check stands under this and the table's name."""
+
 HELD_OUT = ("validation", "test")
 """Roles of images that are states of their cases too; those of the role `pool` have the others."""
 
@@ -411,9 +414,11 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- invariants
 
     def check_conserved(self) -> None:
-        """The pool adds up: every case has one state, which fits its image's role, its request and its label.
+        """The pool adds up: every case has one state, which fits its image's role, its request and its label; nothing is gone.
 
-        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was.
+        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was. What was there at an
+        earlier check is kept as a number, since what is lost together with all that speaks of it leaves a smaller pool that adds
+        up; a database of before these were kept begins with what it holds.
 
         Raises:
             SiteFault: with code `invariant-broken`, the numbers that disagree and a case that they disagree about.
@@ -435,6 +440,7 @@ class Store:
                     raise SiteFault("invariant-broken", told)
             if odd := _at_odds(session):
                 raise SiteFault("invariant-broken", f"the pool does not add up{odd}")
+            _none_lost(session)
 
     def stop(self, reason: str) -> None:
         """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
@@ -482,7 +488,28 @@ def _at_odds(session: Session) -> str:
             return f"; case {case} is {state}, {'has a' if case in labelled else 'has no'} label, and was " + (
                 "requested" if case in asked else "not requested"
             )
+    unexplained = session.scalar(select(func.min(CaseTable.id)).where(CaseTable.state == "skipped", CaseTable.reason == ""))
+    if unexplained is not None:
+        return f"; case {unexplained} is skipped, and nothing says why"
     for case, state, role in sorted(found):
         if state != role and (role != "pool" or state in HELD_OUT):
             return f"; case {case} is {state}, and its image is of role {role}"
     return ""
+
+
+def _none_lost(session: Session) -> None:
+    """Compares what is stored with what was there at the last check, and remembers it.
+
+    Raises:
+        SiteFault: with code `invariant-broken`: of images, cases, requests or labels there are fewer.
+    """
+    for table in (ImageTable, CaseTable, RequestTable, LabelTable):
+        now = int(session.scalar(select(func.count()).select_from(table)) or 0)
+        kept = session.get(MetaTable, key := f"{KEPT} {table.__tablename__}")
+        if kept is None:
+            session.add(MetaTable(key=key, value=str(now)))
+        elif now < int(kept.value):
+            told = f"the pool has lost what it held: {kept.value} {table.__tablename__} were stored, and {now} are left"
+            raise SiteFault("invariant-broken", told)
+        elif now > int(kept.value):
+            kept.value = str(now)
