@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message, RecordDict
 from tests_support import events
 
+import client.app as client_app
 from client import egress
-from simulation.run import simulate
+from client.plan import Plan
+from client.site import Site
+from configs.load import dump, load_site
+from simulation.run import simulate, start
 from strategies.records import Demand, Scores
+from strategies.wire import Request
 
 Config = Callable[..., Path]
 
@@ -34,6 +40,28 @@ def test_quantiles_leave_for_an_adaptive_grant_alone(
     lines = [line for line in egress.read(folder / "sites" / "north" / "egress.jsonl") if line.message == "query.assess"]
     assert [line.cycle for line in lines] == [1, 2, 3]
     assert [line.cycle for line in lines if any("quantiles" in record for record in line.records.values())] == cycles
+
+
+def test_centroids_go_to_sites_that_took_part_in_finding_them(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """South shares updates alone, and is told nothing of the others' images."""
+    asked: dict[str, list[bool]] = {}
+    honest: Callable[..., Any] = vars(client_app)["annotate"]
+
+    def seen(site: Site, plan: Plan, request: Request, message: Message) -> RecordDict:
+        asked.setdefault(site.name, []).append("weights" in message.content)
+        content: RecordDict = honest(site, plan, request, message)
+        return content
+
+    monkeypatch.setattr(client_app, "annotate", seen)
+    options = ["query.strategy=typiclust", "query.cold_start=typiclust", "budget.rule=coordinated"]
+    config = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1)
+    folder = simulate(config, options, out=tmp_path / "run", prepare_only=True)
+    path = folder / "sites" / "south" / "site.toml"
+    path.write_text(dump(load_site(path).model_copy(update={"share": "updates"})))
+    start(folder, ["north", "south", "west"], engine="inline")
+    assert {name: set(had) for name, had in asked.items()} == {"north": {True}, "south": {False}, "west": {True}}
 
 
 @pytest.mark.parametrize(
