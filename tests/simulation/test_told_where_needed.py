@@ -42,6 +42,28 @@ def test_quantiles_leave_for_an_adaptive_grant_alone(
     assert [line.cycle for line in lines if any("quantiles" in record for record in line.records.values())] == cycles
 
 
+def test_sites_are_told_how_much_of_the_runs_queries_is_done(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0 at the first query that a model answers to 1 at the last, which three of four cycles are followed by."""
+    asked: dict[str, dict[int, float]] = {"assess": {}, "annotate": {}}
+
+    def noting(step: str) -> Callable[..., RecordDict]:
+        honest: Callable[..., Any] = vars(client_app)[step]
+
+        def handler(site: Site, plan: Plan, request: Request, message: Message) -> RecordDict:
+            asked[step][request.cycle] = request.progress
+            content: RecordDict = honest(site, plan, request, message)
+            return content
+
+        return handler
+
+    for step in asked:
+        monkeypatch.setattr(client_app, step, noting(step))
+    simulate(tiny_config(cycles=4, rounds_per_cycle=1, local_steps=1), ["query.strategy=random"], out=tmp_path / "run")
+    assert asked == {"annotate": {0: 0.0, 1: 0.0, 2: 0.5, 3: 1.0}, "assess": {1: 0.0, 2: 0.5, 3: 1.0, 4: 1.0}}
+
+
 def test_centroids_go_to_sites_that_took_part_in_finding_them(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
