@@ -243,6 +243,8 @@ def _checked_number(value: object, number: Number, of: str) -> int | float:
         raise NotAllowed(f"{of} is {short(value)}, not a {'whole number' if number.whole else 'number'}")
     if not number.low <= plain <= number.high:  # the bounds are finite: NaN and Inf are outside
         raise NotAllowed(f"{of} is {short(plain)}, not from {number.low} to {number.high}")
+    if number.digits is not None and plain != float(f"{plain:.{number.digits}g}"):
+        raise NotAllowed(f"{of} is {short(plain)}, which has more than {number.digits} significant digits")
     return plain
 
 

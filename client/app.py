@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from client.sam_teacher import SAM, taught_by
 from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
 from client.stop import blaming, stopping_for_good
-from client.store import ImageRow
+from client.store import ImageRow, Told
 from client.train import When, train
 from client.update import update_of
 from configs.load import load_site
@@ -106,8 +107,10 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
         )
         save_models(path, models)
     update = update_of(models.model, weights, max_norm=plan.train.max_update_norm)
-    told = {**_told(site, models.reply), **_effort(site, request)} if site.shares_sums else {}
-    return wire.pack_update(SiteUpdate(site.name, update, **told))
+    if not site.shares_sums:
+        return wire.pack_update(SiteUpdate(site.name, update))
+    spent = site.store.tell(request.run, tick=request.tick, min_patients=site.settings.min_patients)
+    return wire.pack_update(SiteUpdate(site.name, update, **_told(site, models.reply), **_effort(spent)))
 
 
 def _why_unlabelled(site: Site) -> str:
@@ -133,22 +136,23 @@ def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
         "consistency": others,
     }
     everybody = {case.patient for case in labelled}
-    losses = {name: mean for name, mean in numbers["losses"].items() if len(behind.get(name, everybody)) >= least}
+    patients = {name: len(behind.get(name, everybody)) for name in numbers["losses"]}
+    losses = {name: mean for name, mean in numbers["losses"].items() if patients[name] >= least}
     if len(losses) < len(numbers["losses"]):
         losses.pop("total", None)  # from it and the others the missing one could be worked out
-    told = {name: value for name, value in numbers.items() if name != "judges"}
-    return {**told, "losses": losses, "trust": numbers.get("trust") if numbers.get("judges", 0) >= least else None}
+    judges = numbers.get("judges", 0)
+    return {
+        **{name: value for name, value in numbers.items() if name != "judges"},
+        "losses": losses,
+        "losses_patients": min((patients[name] for name in losses), default=None),
+        "trust": numbers.get("trust") if judges >= least else None,
+        "trust_patients": judges if judges >= least else None,
+    }
 
 
-def _effort(site: Site, request: wire.Request) -> dict[str, int]:
-    """What this run's labels have cost so far, and of how many patients they are; nothing below the site's `min_patients`.
-
-    So far is up to the request's tick: a repeated message is answered as at first.
-    """
-    patients = len({case.patient for case in site.store.labelled_in(request.run, tick=request.tick)})
-    if patients < site.settings.min_patients:
-        return {}
-    return {"minutes": round(site.store.minutes(request.run, tick=request.tick)), "patients": patients}
+def _effort(told: Told | None) -> dict[str, Any]:
+    """What labels have cost that may be told of, in all, and the fewest patients behind a difference of two answers."""
+    return {} if told is None else {"minutes": round(told.minutes), "patients": told.patients}
 
 
 def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> RecordDict:
@@ -182,7 +186,8 @@ def assess(site: Site, plan: Plan, request: wire.Request, message: Message) -> R
     if not site.shares_sums:
         return wire.pack_assessment(Assessment(site.name))
     units = len({unit_of(case, plan.query.unit) for case in site.store.cases("unlabelled")})
-    demand = demand_of(scores, units=units, min_patients=site.settings.min_patients)
+    shared = scores if plan.tells_quantiles(request.cycle) else replace(scores, values=None)
+    demand = demand_of(shared, units=units, min_patients=site.settings.min_patients)
     seconds = time.monotonic() - started
     return wire.pack_assessment(Assessment(site.name, sums["validation"], sums["test"], demand, seconds))
 
@@ -207,9 +212,10 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
         return wire.pack_annotation(Annotation(site.name))
     counts = site.store.counts()
     later = site.store.received_after(request.run, tick=request.tick)  # a repeated message is answered as at first
-    effort, balance = _effort(site, request), None
-    if effort and plan.query.model == "switch":
-        balance = round(own_balance(site, plan, site.store.labelled_in(request.run, tick=request.tick)), 2)
+    spent = site.store.tell(request.run, tick=request.tick, min_patients=site.settings.min_patients)
+    balance = None
+    if spent and plan.tells_balance(strategy_of(plan), request.cycle):
+        balance = round(own_balance(site, plan, spent.cases), 2)
     return wire.pack_annotation(
         Annotation(
             site.name,
@@ -221,7 +227,7 @@ def annotate(site: Site, plan: Plan, request: wire.Request, message: Message) ->
             skipped=counts.get("skipped", 0),
             balance=balance,
             seconds=time.monotonic() - started,
-            **effort,
+            **_effort(spent),
         )
     )
 

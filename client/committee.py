@@ -55,7 +55,7 @@ def committee(
             return None
         models["local_only"] = _trained_alone(site, plan, cycle=request.cycle)
     models = {name: models[name] for name in wanted}
-    if plan.query.model == "switch" and not strategy.models:
+    if plan.switches(strategy):
         heard = _heard(site, plan, models, mean_balance=request.mean_balance)
         models = {heard: models[heard]}
     return models

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from client.faults import SiteFault
 from configs.schema import Cost, Network, Preprocess, Query, Sam, Settings, Train
 from strategies.networks import build_network
+from strategies.query.strategy import Strategy
 from strategies.records import Weights
 
 
@@ -29,6 +30,22 @@ class Plan(Settings):
     needs_one_sam: bool = False
     coordinated: bool = False
     """Whether budgets follow kinds of cases that sites find together; otherwise nobody has a reason to ask for them."""
+    adaptive: bool = False
+    """Whether budgets follow quantiles of scores; otherwise nobody has a reason to be told any."""
+    cycles: int = 0
+    """Of the run: after the last one there is no grant, and what only a grant needs is not told."""
+
+    def tells_quantiles(self, cycle: int) -> bool:
+        """Whether the grant that follows a cycle's assessment goes by quantiles of scores."""
+        return self.adaptive and cycle < self.cycles
+
+    def switches(self, strategy: Strategy) -> bool:
+        """Whether it depends on a switch which model a strategy asks: not where it asks none, or says itself which."""
+        return self.query.model == "switch" and strategy.needs_model and not strategy.models
+
+    def tells_balance(self, strategy: Strategy, cycle: int) -> bool:
+        """Whether what is annotated after a cycle bears on a switch whose scores a grant follows."""
+        return self.switches(strategy) and cycle + 1 < self.cycles
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Plan:

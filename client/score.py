@@ -27,10 +27,7 @@ from strategies.query.strategy import Columns, Model, Strategy
 from strategies.query.units import means_of_units, unit_of
 from strategies.randomness import derive
 from strategies.records import Case, Demand, Scores
-from strategies.wire import QUANTILES
-
-DIGITS = 2
-"""Significant digits of a quantile that leaves. Not decimal places: some strategies' scores are all near a thousandth."""
+from strategies.wire import CASES_A_QUANTILE, DIGITS, QUANTILES
 
 
 def strategy_of(plan: Plan, *, progress: float = 0.0) -> Strategy:
@@ -113,14 +110,15 @@ def unscored(cases: Sequence[Case]) -> Scores:
 def demand_of(scores: Scores, *, units: int, min_patients: int) -> Demand:
     """How many cases wait, how many `units` they are, and five coarse quantiles of their scores, to `DIGITS` significant digits.
 
-    No quantiles for fewer than four cases to each, or where fewer than `min_patients` patients stand behind them.
+    No quantiles for fewer than `CASES_A_QUANTILE` cases to each, or where fewer than `min_patients` patients stand behind them.
     """
     quantiles: tuple[float, ...] = ()
-    enough = len(set(scores.patients)) >= min_patients and len(scores.case_ids) >= 4 * QUANTILES
+    patients = len(set(scores.patients))
+    enough = patients >= min_patients and len(scores.case_ids) >= CASES_A_QUANTILE * QUANTILES
     if scores.values is not None and enough:
         found = np.quantile(scores.values, np.linspace(0.1, 0.9, QUANTILES))
         quantiles = tuple(float(f"{quantile:.{DIGITS}g}") for quantile in found)
-    return Demand(len(scores.case_ids), units, quantiles)
+    return Demand(len(scores.case_ids), units, quantiles, patients if quantiles else None)
 
 
 def save_scores(folder: Path, scores: Scores, *, run: str, cycle: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from client.database import mendable, open_engine
 from client.faults import SiteFault
@@ -38,6 +38,9 @@ from strategies.records import Case, Choice
 STOPPED = "stopped"
 """The key under which the reason stands why the site stopped."""
 
+KEPT = "kept"
+"""How many rows of a table were there at the last check stands under this and the table's name."""
+
 HELD_OUT = ("validation", "test")
 """Roles of images that are states of their cases too; those of the role `pool` have the others."""
 
@@ -55,6 +58,18 @@ class ImageRow:
     role: str
     truth: str
     slices: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """The labels of a run whose cost may be told in sums: their cases, in the order in which they came, and `minutes` in all.
+
+    `patients` are the fewest behind a difference of two sums that were told, the first one included.
+    """
+
+    cases: list[Case]
+    minutes: float
+    patients: int
 
 
 @dataclass(frozen=True)
@@ -254,11 +269,35 @@ class Store:
             )
             return not session.scalar(before)
 
-    def minutes(self, run: str, *, tick: int) -> float:
-        """What the run's labels up to `tick` cost the experts; labels of before the cost was kept count 0."""
+    def tell(self, run: str, *, tick: int, min_patients: int) -> Told | None:
+        """Which of a run's labels a reply at `tick` may tell sums of: those that were told of before, and the others once they
+        are of `min_patients` patients together, or a difference of two replies would be what fewer cost.
+
+        Kept with the labels, so a reply that is given again tells the same, whatever came since. Labels of before the cost was
+        kept count 0 minutes. None where nothing may be told.
+        """
+        of_run = (
+            select(LabelTable, CaseTable)
+            .join(CaseTable, CaseTable.id == LabelTable.case)
+            .options(defer(LabelTable.mask))
+            .where(LabelTable.run == run)
+            .order_by(LabelTable.tick, LabelTable.case)
+        )
         with self._session() as session:
-            mine = (LabelTable.run == run, LabelTable.tick <= tick)
-            return float(session.scalar(select(func.coalesce(func.sum(LabelTable.minutes), 0.0)).where(*mine)) or 0.0)
+            rows = session.execute(of_run).tuples().all()
+            fresh = [(label, case) for label, case in rows if label.told is None and label.tick <= tick]
+            answered = any(label.told is not None and label.told >= tick for label, _ in rows)
+            if not answered and len({case.patient for _, case in fresh}) >= min_patients:
+                for label, _ in fresh:
+                    label.told = tick
+            behind: dict[int, set[str]] = {}
+            told = [(label, case) for label, case in rows if label.told is not None and label.told <= tick]
+            for label, case in told:
+                behind.setdefault(label.told or 0, set()).add(case.patient)
+            fewest = min(map(len, behind.values()), default=0)
+            if fewest < min_patients:  # nothing was told, or the site has raised the bar since
+                return None
+            return Told([_case(case) for _, case in told], sum(label.minutes or 0.0 for label, _ in told), fewest)
 
     def add_label(
         self,
@@ -324,17 +363,6 @@ class Store:
         with self._session() as session:
             return [(case, minutes or 0.0) for case, minutes in session.execute(query).tuples()]
 
-    def labelled_in(self, run: str, *, tick: int) -> list[Case]:
-        """The cases that were labelled in a run up to `tick`, in the order in which the labels came."""
-        query = (
-            select(CaseTable)
-            .join(LabelTable, LabelTable.case == CaseTable.id)
-            .where(LabelTable.run == run, LabelTable.tick <= tick)
-            .order_by(LabelTable.tick, CaseTable.id)
-        )
-        with self._session() as session:
-            return [_case(row) for row in session.scalars(query)]
-
     def requested_patients(self) -> list[str]:
         """Patients whom an expert was asked about, in the order of their first request: only ever extended."""
         first = func.min(RequestTable.id)
@@ -386,9 +414,11 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- invariants
 
     def check_conserved(self) -> None:
-        """The pool adds up: every case has one state, which fits its image's role, its request and its label.
+        """The pool adds up: every case has one state, which fits its image's role, its request and its label; nothing is gone.
 
-        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was.
+        Case by case, beside the counts: two that are wrong in opposite ways leave every count as it was. What was there at an
+        earlier check is kept as a number, since what is lost together with all that speaks of it leaves a smaller pool that adds
+        up; a database of before these were kept begins with what it holds.
 
         Raises:
             SiteFault: with code `invariant-broken`, the numbers that disagree and a case that they disagree about.
@@ -410,6 +440,7 @@ class Store:
                     raise SiteFault("invariant-broken", told)
             if odd := _at_odds(session):
                 raise SiteFault("invariant-broken", f"the pool does not add up{odd}")
+            _none_lost(session)
 
     def stop(self, reason: str) -> None:
         """Remember that the site has stopped, and why; the first reason stays until a person clears it."""
@@ -457,7 +488,28 @@ def _at_odds(session: Session) -> str:
             return f"; case {case} is {state}, {'has a' if case in labelled else 'has no'} label, and was " + (
                 "requested" if case in asked else "not requested"
             )
+    unexplained = session.scalar(select(func.min(CaseTable.id)).where(CaseTable.state == "skipped", CaseTable.reason == ""))
+    if unexplained is not None:
+        return f"; case {unexplained} is skipped, and nothing says why"
     for case, state, role in sorted(found):
         if state != role and (role != "pool" or state in HELD_OUT):
             return f"; case {case} is {state}, and its image is of role {role}"
     return ""
+
+
+def _none_lost(session: Session) -> None:
+    """Compares what is stored with what was there at the last check, and remembers it.
+
+    Raises:
+        SiteFault: with code `invariant-broken`: of images, cases, requests or labels there are fewer.
+    """
+    for table in (ImageTable, CaseTable, RequestTable, LabelTable):
+        now = int(session.scalar(select(func.count()).select_from(table)) or 0)
+        kept = session.get(MetaTable, key := f"{KEPT} {table.__tablename__}")
+        if kept is None:
+            session.add(MetaTable(key=key, value=str(now)))
+        elif now < int(kept.value):
+            told = f"the pool has lost what it held: {kept.value} {table.__tablename__} were stored, and {now} are left"
+            raise SiteFault("invariant-broken", told)
+        elif now > int(kept.value):
+            kept.value = str(now)

@@ -74,6 +74,8 @@ class LabelTable(Base):
     tick: Mapped[int]
     annotator: Mapped[str]
     minutes: Mapped[float | None] = mapped_column(default=None)
+    told: Mapped[int | None] = mapped_column(default=None)
+    """The tick of the reply with which what it cost was first told in a sum; None while it waits for labels of more patients."""
     rows: Mapped[int]
     columns: Mapped[int]
     mask: Mapped[bytes] = mapped_column(LargeBinary)

@@ -164,7 +164,8 @@ def settings_for_sites(run: Run) -> dict[str, Any]:
     """What sites need to know of the run, and nothing about where the coordinator keeps things."""
     shared = run.model_dump(mode="json", include={"seed", "preprocess", "network", "train", "query", "cost"})
     sam = run.sam.model_dump(mode="json", exclude={"checkpoint"})
-    ours = {"needs_one_sam": run.needs_one_sam, "coordinated": run.budget.rule == "coordinated"}
+    rules = {rule: run.budget.rule == rule for rule in ("coordinated", "adaptive")}
+    ours = {"needs_one_sam": run.needs_one_sam, "cycles": run.federation.cycles, **rules}
     return {**shared, **ours, "sam": sam, "classes": run.class_names}
 
 

@@ -47,8 +47,8 @@ def find_kinds(
     """Ask the sites for sums until kinds are found, then share `per_site` cases for each of them out among them.
 
     As many kinds as there will be labels, but `MOST_CLUSTERS`, and `CASES_A_KIND` on average. A site that does not answer a
-    message is not asked the next one and has no kinds; where nobody is left, nobody has. What would be its grant goes to nobody
-    else.
+    message, or tells of no case, is not asked the next one and has no kinds; where nobody is left, nobody has. What would be its
+    grant goes to nobody else.
 
     Args:
         features: length of an embedding.
@@ -74,6 +74,7 @@ def find_kinds(
         return np.asarray(sum((np.asarray(one[name], dtype=np.float64) for one in said.values()), np.zeros_like(like)))
 
     said = ask({"moments": np.zeros((2, features)), "cases": np.zeros(1, dtype=np.int64)})
+    there[:] = [name for name in there if said[name]["cases"][0]]  # who tells of no case is not shown the others' centroids
     cases, sums = int(summed(said, "cases", np.zeros(1))[0]), summed(said, "moments", np.zeros((2, features)))
     clusters = max(1, min(labels + per_site * len(there), MOST_CLUSTERS, cases // CASES_A_KIND))
     none = np.zeros(clusters, dtype=np.int64)

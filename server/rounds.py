@@ -186,7 +186,10 @@ def _ask_for_labels(
         for name, cases in grants.items()
     }
     places = wire.pack_weights({"centroids": np.array(state.centroids)}) if kinds else None
-    for answer in federation.sites.ask(wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation, weights=places):
+    choosing = {name for name, request in requests.items() if request.kinds}  # centroids are means of what these sites told
+    for answer in federation.sites.ask(
+        wire.ANNOTATE, requests, problems, unpack=wire.unpack_annotation, weights=places, weights_for=choosing
+    ):
         numbers = vars(answer.record) | answer.traffic
         before = told.get(answer.site, {})
         for key in ("bytes_up", "bytes_down", "seconds"):

@@ -6,7 +6,7 @@ A late, failing or refusing site never blocks the others: what it did becomes an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -94,8 +94,11 @@ class Sites:
         *,
         unpack: Callable[[RecordDict], Record],
         weights: ArrayRecord | None = None,
+        weights_for: Collection[str] | None = None,
     ) -> Iterator[Answer[Record]]:
         """Send each site its request and yield the answers as they arrive; the rest goes to `problems`.
+
+        `weights` go to the sites of `weights_for`, by default to all.
 
         Answers are not kept here: who consumes them one by one holds one update in memory, however many sites there are.
         A reply that is not what it should be counts as a refusal; it must not end the run of the others.
@@ -106,9 +109,10 @@ class Sites:
         down: dict[str, int] = {}
         for name, request in requests.items():
             content = wire.pack_request(_with(request, self._run, self._settings))
-            down[name] = wire.size(content) + shared
-            if weights is not None:
+            down[name] = wire.size(content)
+            if weights is not None and (weights_for is None or name in weights_for):
                 content["weights"] = weights
+                down[name] += shared
             contents[self._nodes[name]], names[self._nodes[name]] = content, name
         for node, reply in exchange(self._grid, contents, kind, timeout_s=self._timeout_s):
             name = names[node]

@@ -161,11 +161,13 @@ class Demand:
         unlabelled: cases that wait.
         units: how many these are as grants count them (`query.unit`): slices, volumes or patients.
         quantiles: of the cases' scores, rising; empty where withheld, or where cases have none.
+        patients: whose cases the quantiles are of; None without quantiles.
     """
 
     unlabelled: int
     units: int
     quantiles: tuple[float, ...] = ()
+    patients: int | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class SiteUpdate:
     """A site's answer to `train`. Everything but the update is None or empty where the site shares updates only.
 
     `trust` is how much SAM counted at the site, by class in [0, 1]; None where it took no part, or nothing may be told of it.
+    `losses_patients` are the fewest behind one of the losses, `trust_patients` those by whom SAM was judged; None without these.
     `minutes` and `patients` are as in `Annotation`: labels also come while a round is trained.
     """
 
@@ -199,7 +202,9 @@ class SiteUpdate:
     labels_trained: int | None = None
     unlabelled: int | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    losses_patients: int | None = None
     trust: Sequence[float] | None = None
+    trust_patients: int | None = None
     seconds: float | None = None
     minutes: int | None = None
     patients: int | None = None
@@ -224,9 +229,10 @@ class Annotation:
         granted: cases of this grant that were put on the worklist (fewer when the pool is small).
         received: labels that arrived in this cycle so far.
         outstanding: requests still without a label.
-        minutes: what this run's labels have cost the experts so far, in whole minutes; None below the site's `min_patients`.
+        minutes: what this run's labels have cost the experts, in whole minutes, up to the last that the site tells of; it tells
+            of further ones once they are of its `min_patients` patients together. None before the first.
         balance: how level the classes are in these labels, in [0, 1]; None also where the run does not ask.
-        patients: how many patients they are of.
+        patients: the fewest behind a difference of two answers, the first one included.
     """
 
     name: str

@@ -18,7 +18,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from strategies.records import Annotation, Assessment, Demand, Joined, Refused, SiteUpdate, Sums, Weights
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 JOIN, TRAIN, ASSESS, ANNOTATE, KINDS = "query.join", "train", "query.assess", "query.annotate", "query.kinds"
 
@@ -42,16 +42,26 @@ LOSSES = ("total", "supervised", "consistency", "sam", "proximal", "adapter")
 
 QUANTILES = 5
 
+CASES_A_QUANTILE = 4
+"""Of a site's scores; of fewer it tells no quantiles."""
+
+DIGITS = 2
+"""Significant digits of a quantile that leaves. Not decimal places: some strategies' scores are all near a thousandth."""
+
 
 @dataclass(frozen=True)
 class Number:
-    """What a metric may be: a scalar or a list of `length` numbers, whole or real, from `low` to `high`."""
+    """What a metric may be: a scalar or a list of `length` numbers, whole or real, from `low` to `high`.
+
+    `digits` is how many significant digits it may have; None where it may have all.
+    """
 
     whole: bool
     low: float = 0.0
     high: float = 1e9
     length: int | None = None
     optional: bool = False
+    digits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,10 @@ def replies(classes: int) -> dict[str, Reply]:
         "counts": Number(whole=True, high=1e7, length=classes),
         "patients": COUNT,
     }
-    demand = {
-        "unlabelled": COUNT,
-        "units": COUNT,
-        "quantiles": Number(whole=False, low=-1e6, high=1e6, length=QUANTILES, optional=True),
+    scores = {
+        "quantiles": Number(whole=False, low=-1e6, high=1e6, length=QUANTILES, digits=DIGITS),
+        "cases": Number(whole=True, low=CASES_A_QUANTILE * QUANTILES, high=1e7),
+        "patients": COUNT,
     }
     return {
         JOIN: Reply(update=False, metrics={"pool": {"cases": COUNT, "labelled": COUNT, "unlabelled": COUNT}}),
@@ -94,16 +104,22 @@ def replies(classes: int) -> dict[str, Reply]:
             update=True,
             metrics={
                 "training": {"labelled": COUNT, "labels_trained": COUNT, "unlabelled": COUNT, "seconds": SECONDS},
-                "sam": {"trust": Number(whole=False, high=1.0, length=classes)},
-                "losses": dict.fromkeys(LOSSES, REAL),
+                "sam": {"trust": Number(whole=False, high=1.0, length=classes), "patients": COUNT},
+                "losses": {**dict.fromkeys(LOSSES, REAL), "patients": COUNT},
                 "effort": {"minutes": COUNT, "patients": COUNT},
             },
-            patients=("effort",),
+            patients=("sam", "losses", "effort"),
         ),
         ASSESS: Reply(
             update=False,
-            metrics={"validation": sums, "test": sums, "demand": demand, "assessing": {"seconds": SECONDS}},
-            patients=("validation", "test"),
+            metrics={
+                "validation": sums,
+                "test": sums,
+                "demand": {"unlabelled": COUNT, "units": COUNT},
+                "scores": scores,
+                "assessing": {"seconds": SECONDS},
+            },
+            patients=("validation", "test", "scores"),
         ),
         KINDS: Reply(update=True, metrics={"behind": {"patients": COUNT}}, patients=("behind",), sums=True),
         ANNOTATE: Reply(
@@ -260,23 +276,26 @@ def pack_update(update: SiteUpdate) -> RecordDict:
             unlabelled=update.unlabelled,
             seconds=update.seconds,
         ),
-        sam=None if update.trust is None else _numbers(trust=list(update.trust)),
-        losses=_numbers(**update.losses),
+        sam=None if update.trust is None else _numbers(trust=list(update.trust), patients=update.trust_patients),
+        losses=_numbers(**update.losses, patients=update.losses_patients) if update.losses else None,
         effort=None if update.minutes is None else _numbers(minutes=update.minutes, patients=update.patients),
     )
 
 
 def unpack_update(content: RecordDict) -> SiteUpdate:
     training = _metrics(content, "training")
-    trust = _metrics(content, "sam").get("trust")
+    sam, losses = _metrics(content, "sam"), _metrics(content, "losses")
+    trust, losses_patients = sam.get("trust"), losses.pop("patients", None)
     return SiteUpdate(
         name=_name(content),
         update=unpack_weights(content.array_records["update"]),
         labelled=training.get("labelled"),
         labels_trained=training.get("labels_trained"),
         unlabelled=training.get("unlabelled"),
-        losses=_metrics(content, "losses"),
+        losses=losses,
+        losses_patients=losses_patients,
         trust=None if trust is None else tuple(trust),
+        trust_patients=sam.get("patients"),
         seconds=training.get("seconds"),
         **_metrics(content, "effort"),
     )
@@ -288,20 +307,23 @@ def pack_assessment(assessment: Assessment) -> RecordDict:
         assessment.name,
         validation=_pack_sums(assessment.validation),
         test=_pack_sums(assessment.test),
-        demand=None
-        if demand is None
-        else _numbers(unlabelled=demand.unlabelled, units=demand.units, quantiles=list(demand.quantiles) or None),
+        demand=None if demand is None else _numbers(unlabelled=demand.unlabelled, units=demand.units),
+        scores=None
+        if demand is None or not demand.quantiles
+        else _numbers(quantiles=list(demand.quantiles), cases=demand.unlabelled, patients=demand.patients),
         assessing=_numbers(seconds=assessment.seconds),
     )
 
 
 def unpack_assessment(content: RecordDict) -> Assessment:
-    demand = _metrics(content, "demand")
+    demand, scores = _metrics(content, "demand"), _metrics(content, "scores")
     return Assessment(
         name=_name(content),
         validation=_unpack_sums(content, "validation"),
         test=_unpack_sums(content, "test"),
-        demand=Demand(demand["unlabelled"], demand["units"], tuple(demand.get("quantiles", ()))) if demand else None,
+        demand=Demand(demand["unlabelled"], demand["units"], tuple(scores.get("quantiles", ())), scores.get("patients"))
+        if demand
+        else None,
         seconds=_metrics(content, "assessing").get("seconds"),
     )
 

@@ -85,11 +85,12 @@ def honest(kind: str) -> RecordDict:
         case "query.join":
             return pack_joined(Joined("A", PROTOCOL, CLASSES, SAM, 80, 0, 80))
         case "train":
-            losses = {"total": 0.5, "supervised": 0.25, "sam": 0.0}
-            return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, losses, (0.75, 0.0), 1.5, minutes=12, patients=7))
+            losses: Any = {"total": 0.5, "supervised": 0.25, "sam": 0.0}
+            told = {"losses": losses, "losses_patients": 6, "trust": (0.75, 0.0), "trust_patients": 5}
+            return pack_update(SiteUpdate("A", UPDATE, 4, 4, 76, **told, seconds=1.5, minutes=12, patients=7))
         case "query.assess":
             sums = Sums((1.5, 0.75), (2, 1), 9)
-            return pack_assessment(Assessment("A", sums, sums, Demand(76, 76, (0.0, 0.1, 0.2, 0.3, 0.4)), 2.5))
+            return pack_assessment(Assessment("A", sums, sums, Demand(76, 76, (0.0, 0.1, 0.2, 0.3, 0.4), 9), 2.5))
         case "query.kinds":
             return pack_kinds("A", UPDATE, patients=9)
         case _:

@@ -9,6 +9,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ from strategies.wire import (
 pytestmark = pytest.mark.usefixtures("flower_runtime")
 
 
+def to_digits(digits: int, value: float) -> float:
+    return float(f"{value:.{digits}g}")
+
+
 @st.composite
 def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
     """Any reply that the list allows: some records, in any order, with any numbers in range."""
@@ -91,6 +96,8 @@ def allowed_replies(draw: st.DrawFn) -> tuple[str, RecordDict]:
                 scalar = st.integers(math.ceil(low), int(number.high))
             else:
                 scalar = st.floats(low, number.high, allow_nan=False)
+            if number.digits is not None:
+                scalar = scalar.map(partial(to_digits, number.digits))
             values[key] = draw(scalar if number.length is None else st.lists(scalar, min_size=2, max_size=2))
             if number.length == QUANTILES:
                 values[key] = draw(st.lists(scalar, min_size=QUANTILES, max_size=QUANTILES))
@@ -241,8 +248,8 @@ NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
     "image as numbers": (TRAIN, put("pixels", MetricRecord({"x": IMAGE.ravel().tolist()})), "has a record 'pixels'"),
     "image as a metric": (
         ASSESS,
-        force("demand", "quantiles", IMAGE.ravel().tolist()),
-        "demand.quantiles is [",
+        force("scores", "quantiles", IMAGE.ravel().tolist()),
+        "scores.quantiles is [",
     ),
     "image as a scalar metric": (ASSESS, force("assessing", "seconds", IMAGE[3].tolist()), "assessing.seconds is ["),
     "image as bytes": (ANNOTATE, put("labels", ConfigRecord({"x": PIXELS.tobytes()})), "labels is a ConfigRecord"),
@@ -372,6 +379,21 @@ NOT_ALLOWED: Mapping[str, tuple[str, Change, str]] = {
     ),
     "test over too few": (ASSESS, force("test", "patients", 4), "record test is over 4 patients, fewer than 5"),
     "test over how many": (ASSESS, drop("test", "patients"), "record test has no key patients"),
+    "quantiles over too few": (ASSESS, force("scores", "patients", 4), "record scores is over 4 patients, fewer than 5"),
+    "quantiles over how many": (ASSESS, drop("scores", "patients"), "record scores has no key patients"),
+    "quantiles of too few cases": (ASSESS, force("scores", "cases", 19), "scores.cases is 19, not from 20"),
+    "quantiles of how many cases": (ASSESS, drop("scores", "cases"), "record scores has no key cases"),
+    "quantiles that are scores": (
+        ASSESS,
+        force("scores", "quantiles", [0.123456789012345] * 5),
+        "scores.quantiles is 0.123456789012345, which has more than 2 significant digits",
+    ),
+    "quantiles of three digits": (ASSESS, force("scores", "quantiles", [0.1, 0.2, 0.3, 0.4, 0.501]), "is 0.501, which has"),
+    "quantiles beside the counts": (ASSESS, force("demand", "quantiles", [0.1] * 5), "record demand has a key 'quantiles'"),
+    "losses over too few": (TRAIN, force("losses", "patients", 4), "record losses is over 4 patients, fewer than 5"),
+    "losses over how many": (TRAIN, drop("losses", "patients"), "record losses has no key patients"),
+    "trust by too few": (TRAIN, force("sam", "patients", 4), "record sam is over 4 patients, fewer than 5"),
+    "trust by how many": (TRAIN, drop("sam", "patients"), "record sam has no key patients"),
     # the site record
     "no site record": (ASSESS, drop("site"), "has no record site"),
     "no name": (ASSESS, drop("site", "name"), "record site has no key name"),
@@ -471,7 +493,7 @@ def test_a_site_that_shares_updates_takes_part(tmp_path: Path) -> None:
 
 def test_the_number_of_losses_is_that_of_the_protocol(bench: Bench) -> None:
     content = honest(TRAIN)
-    content["losses"] = MetricRecord(dict.fromkeys(LOSSES, 1.0))
+    content["losses"] = MetricRecord({**dict.fromkeys(LOSSES, 1.0), "patients": 5})
     assert unpack_refused(bench.send(ask(TRAIN), answer(content)).content) is None
 
 
@@ -560,7 +582,7 @@ def test_what_is_tacked_on_to_an_honest_reply_is_left_behind(bench: Bench) -> No
 
     def handler(message: Message, _: Context) -> Message:
         content = honest(TRAIN)
-        content["losses"] = MetricRecord({"total": Numbers(0.5)})
+        content["losses"] = MetricRecord({"total": Numbers(0.5), "patients": 6})
         content.array_records["update"]["conv.bias"].dtype = Named("float64")
         other = Array(IMAGE)
         # Flower sends an array in chunks, and takes these from a cache where there is one.

@@ -113,7 +113,7 @@ def test_keys_leave_in_the_order_they_came_in(bench: Bench) -> None:
 
 def test_numpy_floats_leave_as_floats(bench: Bench) -> None:
     content = honest(TRAIN)
-    content["losses"] = MetricRecord({"total": np.float64(0.1)})
+    content["losses"] = MetricRecord({"total": np.float64(0.1), "patients": 5})
     reply = bench.send(ask(TRAIN), answer(content))
     assert serialised(reply.content) == serialised(content)
     assert type(reply.content.metric_records["losses"]["total"]) is float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,67 @@ def test_a_pool_that_does_not_add_up_is_found(tmp_path: Path, statement: str, to
         store.check_conserved()
 
 
+OF_A_PATIENT = "\"case\" IN (SELECT id FROM cases WHERE patient = 'p0')"
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        (
+            [
+                f"DELETE FROM labels WHERE {OF_A_PATIENT}",
+                f"DELETE FROM requests WHERE {OF_A_PATIENT}",
+                "DELETE FROM cases WHERE patient = 'p0'",
+                "DELETE FROM images WHERE patient = 'p0'",
+            ],
+            "3 images were stored, and 2 are left",
+        ),
+        (
+            ["DELETE FROM cases WHERE id = 'p1.i1.0002'", "UPDATE images SET slices = 2 WHERE id = 'i1'"],
+            "7 cases were stored, and 6 are left",
+        ),
+        (
+            [
+                f"DELETE FROM labels WHERE {OF_A_PATIENT}",
+                f"DELETE FROM requests WHERE {OF_A_PATIENT}",
+                "UPDATE cases SET state = 'unlabelled' WHERE patient = 'p0'",
+            ],
+            "2 requests were stored, and 0 are left",
+        ),
+        (
+            ["DELETE FROM labels", "UPDATE cases SET state = 'requested' WHERE state = 'labelled'"],
+            "1 labels were stored, and 0 are left",
+        ),
+        (
+            ["UPDATE cases SET state = 'skipped' WHERE state = 'unlabelled'"],
+            r"case p0\.i0\.0002 is skipped, and nothing says why",
+        ),
+    ],
+    ids=["an image with all that speaks of it", "a slice", "a request and its label", "a label", "cases skipped for no reason"],
+)
+@pytest.mark.parametrize("before", [True, False], ids=["kept", "of a run that began before"])
+def test_what_is_gone_is_missed_though_the_rest_adds_up(
+    tmp_path: Path, statements: list[str], told: str, *, before: bool
+) -> None:
+    store = filled(tmp_path / "site.db")
+    first, second, *_ = [case.id for case in store.cases("unlabelled")]
+    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
+    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
+    store.check_conserved()
+    with store._engine.begin() as connection:
+        if not before:
+            connection.execute(text("DELETE FROM meta WHERE key LIKE 'kept %'"))
+        for statement in statements:
+            connection.execute(text(statement))
+    if before or "skipped" in told:
+        with pytest.raises(SiteFault, match=told):
+            store.check_conserved()
+        with pytest.raises(SiteFault, match=told):
+            Store.at(tmp_path / "site.db").check_conserved()
+    else:
+        store.check_conserved()  # nobody knows, and from now on this is what there is
+
+
 def test_skipped_cases_keep_their_reason_and_are_not_offered(tmp_path: Path) -> None:
     store = filled(tmp_path / "site.db")
     first = store.cases("unlabelled")[0].id
@@ -201,8 +263,73 @@ def test_an_older_database_is_brought_up_though_it_is_killed_on_the_way(
     (case,) = store.cases("unlabelled")[:1]
     store.request("run 2", 0, cases=1, choices=[Choice(case.id, 1.0, "why")], tick=1)
     store.add_label(case.id, np.ones((2, 3), np.uint8), run="run 2", cycle=0, tick=1, annotator="oracle", minutes=2.5)
-    assert store.minutes("run 2", tick=1) == 2.5
-    assert Store.at(path).minutes("run 2", tick=1) == 2.5, "once is enough"
+    assert minutes(store, "run 2") == 2.5
+    assert minutes(Store.at(path), "run 2") == 2.5, "once is enough"
+
+
+def minutes(store: Store, run: str) -> float | None:
+    told = store.tell(run, tick=1, min_patients=1)
+    return None if told is None else told.minutes
+
+
+def label(store: Store, case: Case, *, tick: int, minutes: float) -> None:
+    mask = np.ones((1, 1), np.uint8)
+    store.add_label(case.id, mask, run="run", cycle=0, tick=tick, annotator="o", minutes=minutes)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    min_patients=st.integers(1, 3),
+    came=st.lists(st.lists(st.integers(0, 11), max_size=3), min_size=1, max_size=5),
+    asked=st.lists(st.integers(0, 5), max_size=3),
+)
+def test_no_two_sums_of_what_labels_cost_differ_by_few_patients(
+    tmp_path_factory: pytest.TempPathFactory, min_patients: int, came: list[list[int]], asked: list[int]
+) -> None:
+    """Whatever tick is asked for, also after a restart, and while labels come late under a tick that was answered.
+
+    Label n costs 2ⁿ minutes, so that a sum says of which labels it is.
+    """
+    path = tmp_path_factory.mktemp("told") / "site.db"
+    store = filled(path, images=4, slices=3)
+    pool = store.cases("unlabelled")
+    store.request("run", 0, cases=len(pool), choices=choices(*(case.id for case in pool)), tick=0)
+    answers: dict[int, list[int]] = {}
+    for now, numbers in enumerate(came):
+        for number in {*numbers} - {pool.index(case) for case in store.cases("labelled")}:
+            label(store, pool[number], tick=now, minutes=2.0**number)
+            for tick in (now, *asked):
+                told = store.tell("run", tick=tick, min_patients=min_patients)
+                answers.setdefault(tick, []).append(0 if told is None else int(told.minutes))
+                if told is not None:
+                    assert sum(2 ** pool.index(case) for case in told.cases) == told.minutes
+                    assert told.patients >= min_patients
+        store.close()
+        store = Store.at(path)
+    sums = sorted({0, *(said for each in answers.values() for said in each)})
+    for less, more in itertools.combinations(sums, 2):
+        assert less & more == less, "what was told stays told"
+        patients = {pool[number].patient for number in range(len(pool)) if (more - less) >> number & 1}
+        assert len(patients) >= min_patients
+
+
+def test_an_answer_that_is_given_again_tells_the_same_costs(tmp_path: Path) -> None:
+    store = filled(tmp_path / "site.db", images=3, slices=4)
+    pool = store.cases("unlabelled")
+    store.request("run", 0, cases=len(pool), choices=choices(*(case.id for case in pool)), tick=0)
+    for tick, number in enumerate((0, 4, 8, 1)):  # the first slice of each patient, then the second of the first
+        label(store, pool[number], tick=tick, minutes=1.0)
+    at_first = [store.tell("run", tick=tick, min_patients=2) for tick in range(4)]
+    assert [None if told is None else (told.minutes, told.patients) for told in at_first] == [None, (2, 2), (2, 2), (4, 2)]
+    for number in (5, 9):  # late, under a tick that was answered
+        label(store, pool[number], tick=1, minutes=1.0)
+    again = Store.at(tmp_path / "site.db")
+    assert [again.tell("run", tick=tick, min_patients=2) for tick in (3, 1, 0, 2)] == [at_first[tick] for tick in (3, 1, 0, 2)]
+    later = again.tell("run", tick=4, min_patients=2)
+    assert later is not None
+    assert later.minutes == 6
+    assert again.tell("run", tick=4, min_patients=3) is None, "a site that raises the bar takes back what is below it"
+    assert again.tell("another run", tick=3, min_patients=1) is None
 
 
 @settings(max_examples=15, deadline=None)

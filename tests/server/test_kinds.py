@@ -97,6 +97,14 @@ def test_who_has_too_few_patients_to_tell_of_keeps_its_grant(hospitals: Make, gr
     assert sum(grants.values()) == 12
 
 
+def test_who_tells_of_no_case_is_asked_once_and_never_shown_where_kinds_lie(hospitals: Make) -> None:
+    exchange: Any = Exchange(hospitals(9, 2, 9, min_patients=3))
+    kinds = find_kinds(exchange, Problems(), features=LENGTH, labels=0, per_site=2, covering=False, seed=0, cycle=0)
+    assert set(kinds.of_site) == {"north", "west"}
+    assert [set(one.asked) for one in exchange.heard if one.site == "south"] == [{"moments", "cases"}]
+    assert len([one for one in exchange.heard if one.site == "north"]) == 10
+
+
 def test_where_nobody_answers_all_have_their_grants(hospitals: Make, granted: Callable[..., dict[str, int]]) -> None:
     everybody, away = hospitals(9, 9, 9), {"north": 0, "south": 0, "west": 0}
     assert granted(everybody, away) == {"north": 4, "south": 4, "west": 4}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import text
 from tests_support import events
 
 import client.app as client_app
@@ -27,6 +28,7 @@ from strategies.records import Choice, Scores, Selection
 
 Config = Callable[..., Path]
 ENTROPY = parse_query("entropy")
+REQUEST = Store.request
 
 
 def predictions_that_are_not_finite(*args: Any, **kwargs: Any) -> Iterator[Looked]:
@@ -64,6 +66,14 @@ def a_strategy_that_loses_a_row(plan: Plan, *, progress: float) -> Strategy:
 def an_expert_who_looks_at_all_that_waits(self: Oracle, requests: Any, **_: Any) -> Any:
     """Reads every label, and gives the first alone."""
     return [(request, self.read(request.case)) for request in requests][:1]
+
+
+def a_store_that_loses_an_image(self: Store, *args: Any, **kwargs: Any) -> int:
+    """In place of `Store.request`: what is left adds up."""
+    with self._engine.begin() as connection:
+        for table, key in (("cases", "image"), ("images", "id")):
+            connection.execute(text(f"DELETE FROM {table} WHERE {key} = (SELECT min(id) FROM images WHERE role = 'test')"))
+    return REQUEST(self, *args, **kwargs)
 
 
 def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
@@ -154,6 +164,15 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             1,
             "strategy random (of the first request): 2 labels came, but the labelled set grew from 0 to 0; case ",
         ),
+        (
+            "carry_out",
+            "client.store.Store.request",
+            a_store_that_loses_an_image,
+            "invariant-broken",
+            "annotate",
+            1,
+            "strategy random (of the first request): the pool has lost what it held: 5 images were stored, and 4 are left",
+        ),
     ],
     ids=[
         "scores that are not finite",
@@ -165,6 +184,7 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
         "a score that is missing",
         "hidden labels read in vain",
         "labels that get lost",
+        "an image that gets lost",
     ],
 )
 def test_a_broken_invariant_stops_its_site_and_the_others_go_on(
