@@ -40,7 +40,7 @@ DOORS = {
     "flwr": r"(client|server)/app\.py|server/(rounds|sites)\.py|client/(gate|allowed)\.py|strategies/(wire|aggregate)\.py"
     r"|simulation/(inline|cluster)\.py",
     "ray": r"simulation/cluster\.py",
-    "sqlalchemy": r"client/(store|database|tables)\.py",
+    "sqlalchemy": r"client/(store|conserved|database|tables)\.py",
 }
 """Foreign library to the files, as a pattern, that may import it."""
 
