@@ -222,8 +222,9 @@ class Budget(Settings):
 
     rule: Literal["fixed", "proportional", "adaptive", "coordinated"] = Field(
         "fixed",
-        description="per site equal, by pool size, by how unsure the model is of the cases that would come next, or by kinds of "
-        "cases that sites find together from sums; a site of unknown pool gets the equal share",
+        description="per site equal, by pool size (anew each cycle: a site with few of all cases may get none), by how unsure "
+        "the model is of the cases that would come next, or by kinds of cases that sites find together from sums; a site of "
+        "unknown pool gets the equal share",
     )
     floor: Fraction = Field(0.5, description="share of per_cycle that adaptive grants every site in any case")
     cold_start: Positive = Field(4, description="cases per site before any training")
