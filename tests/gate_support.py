@@ -67,6 +67,18 @@ SECRETS = (
 )
 
 
+class Named(str):
+    """A string that equals an honest key and carries something besides."""
+
+    secret = PATIENT
+
+
+class Numbers(float):
+    """A float with something besides."""
+
+    secret = PATIENT
+
+
 def ask(kind: str, *, settings: Any = None, weights: Weights | None = None) -> Message:
     """A request as it arrives at node 5."""
     settings = {"classes": list(CLASSES), "seed": 0} if settings is None else settings
