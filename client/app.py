@@ -31,7 +31,7 @@ from client.models import LocalModels, load_models, save_models
 from client.pictures import Pictures
 from client.plan import Plan, network_with
 from client.sam_checkpoint import identity
-from client.sam_teacher import SAM, taught_by
+from client.sam_teacher import SAM
 from client.score import demand_of, save_scores, score, strategy_of, unscored
 from client.site import Site, site_log, workspace_of
 from client.stop import blaming, stopping_for_good
@@ -91,6 +91,7 @@ def train_round(site: Site, plan: Plan, request: wire.Request, message: Message)
             "unlabelled": done.unlabelled,
             "seconds": done.seconds,
             "losses": done.losses,
+            "patients": done.patients,
             "trust": done.trust,
             "judges": done.judges,
         }
@@ -128,21 +129,18 @@ def _why_unlabelled(site: Site) -> str:
 
 
 def _told(site: Site, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What a round's reply may say beside the update: losses and SAM's trust only where enough patients stand behind them."""
-    labelled, least = site.store.cases("labelled"), site.settings.min_patients
-    behind = {
-        "adapter": {labelled[row].patient for row in taught_by(site, labelled)},
-        "sam": (others := {case.patient for case in site.store.cases("unlabelled", "requested")}),
-        "consistency": others,
-    }
-    everybody = {case.patient for case in labelled}
-    patients = {name: len(behind.get(name, everybody)) for name in numbers["losses"]}
+    """What a round's reply may say beside the update: losses and SAM's trust only where enough patients stand behind them.
+
+    Who stood behind them in training counts, and is kept with them: an answer that is given again is of no more patients.
+    """
+    least = site.settings.min_patients
+    patients = {name: numbers.get("patients", {}).get(name, 0) for name in numbers["losses"]}
     losses = {name: mean for name, mean in numbers["losses"].items() if patients[name] >= least}
     if len(losses) < len(numbers["losses"]):
         losses.pop("total", None)  # from it and the others the missing one could be worked out
     judges = numbers.get("judges", 0)
     return {
-        **{name: value for name, value in numbers.items() if name != "judges"},
+        **{name: value for name, value in numbers.items() if name not in ("judges", "patients")},
         "losses": losses,
         "losses_patients": min((patients[name] for name in losses), default=None),
         "trust": numbers.get("trust") if judges >= least else None,

@@ -70,8 +70,9 @@ def train_adapter(
     classes: int,
     seed: int,
     generator: torch.Generator,
-) -> tuple[dict[str, Tensor], float | None]:
-    """`settings.adapt_steps` steps on the adapter; gives the new one (on the CPU) and the mean loss, None without a step.
+) -> tuple[dict[str, Tensor], float | None, set[int]]:
+    """`settings.adapt_steps` steps on the adapter; gives the new one (on the CPU), the mean loss, None without a step, and the
+    rows of the lesson that were looked at.
 
     Args:
         sam: of the checkpoint, not adapted; nothing of it is changed.
@@ -82,13 +83,14 @@ def train_adapter(
     learned = {name: value.detach().clone().to(sam.device).requires_grad_() for name, value in adapter.items()}
     truth = torch.where(lesson.labels == IGNORE, 0, lesson.labels)
     if not learned or not bool((truth > 0).any()):
-        return {name: value.detach().cpu() for name, value in learned.items()}, None
+        return {name: value.detach().cpu() for name, value in learned.items()}, None, set()
     own = dict(sam.parts.named_parameters())
     optimiser = torch.optim.AdamW(learned.values(), LEARNING_RATE[settings.adapt], weight_decay=0.0)
     shown = torch.nonzero((truth > 0).flatten(1).any(1)).flatten().cpu()
-    sums = torch.zeros((), device=sam.device)
+    sums, seen = torch.zeros((), device=sam.device), set[int]()
     for _ in range(settings.adapt_steps):
         rows = shown[torch.randperm(len(shown), generator=generator)[:BATCH]]
+        seen.update(rows.tolist())
         optimiser.zero_grad(set_to_none=True)
         for some in rows.split(sam.images_at_once):  # a trained encoder of 1024 px holds gigabytes for each image
             probs = F.one_hot(truth[some], classes + 1).movedim(-1, 1).float()
@@ -104,7 +106,7 @@ def train_adapter(
             loss.backward()
             sums += loss.detach()
         optimiser.step()
-    return {name: value.detach().cpu() for name, value in learned.items()}, float(sums) / settings.adapt_steps
+    return {name: value.detach().cpu() for name, value in learned.items()}, float(sums) / settings.adapt_steps, seen
 
 
 def _loss(

@@ -170,19 +170,19 @@ class SamTeacher:
         asked = self.ask(cases, images, teacher_probs)
         return target_from(asked.prompts, asked.masks, asked.kept, asked.probs, trust=self.trust)
 
-    def learn(self, labelled: Sequence[Case], take: Take) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Train the adapter on those labelled cases that it learns from: the new one, and its mean loss by name; nothing
-        without one."""
+    def learn(self, labelled: Sequence[Case], take: Take) -> tuple[dict[str, Tensor], Tensor | None, set[str]]:
+        """Train the adapter on those labelled cases that it learns from: the new one, its mean loss, and the patients in it;
+        nothing without one."""
         lessons = self._lessons(labelled)
         if not lessons:
-            return self._adapter, {}
+            return self._adapter, None, set()
         # a round looks at so many at most; more would be read, and embedded, for nothing
         order = torch.randperm(len(lessons), generator=self._generator)[: self._settings.adapt_steps * BATCH]
         cases, images, labels = take([lessons[row] for row in sorted(order.tolist())])
         images, embeddings = own_channels(images, self._plan.preprocess), None
         if self._settings.adapt == "decoder":
             embeddings = self._cache.embeddings([case.id for case in cases], images)
-        learned, loss = train_adapter(
+        learned, loss, rows = train_adapter(
             self._base,
             self._adapter,
             Lesson(images, labels, embeddings),
@@ -191,11 +191,11 @@ class SamTeacher:
             seed=self._plan.seed,
             generator=self._generator,
         )
-        return learned, {} if loss is None else {"adapter": [torch.tensor(loss)]}
+        return learned, None if loss is None else torch.tensor(loss), {cases[row].patient for row in rows}
 
     def _lessons(self, labelled: Sequence[Case]) -> list[int]:
         """Rows of the labelled cases that SAM learns from: none where nothing of it is trained."""
-        return taught_by(self._site, labelled) if self._adapter else []
+        return _taught_by(self._site, labelled) if self._adapter else []
 
     def _held_out(self, held_out: Sequence[Case]) -> Take:
         """From rows of the held-out cases to what `Take` gives of labelled ones."""
@@ -262,7 +262,7 @@ class SamTeacher:
         return 0.5 * probs + 0.25 * (before + behind)
 
 
-def taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:
+def _taught_by(site: Site, labelled: Sequence[Case]) -> list[int]:
     """Rows of the labelled cases that an adapter learns from: all, or half where the others must judge it."""
     if site.store.counts().get("validation"):
         return list(range(len(labelled)))

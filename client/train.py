@@ -38,6 +38,9 @@ State = dict[str, Tensor]
 LOSSES = {"softmax": supervised, "evidential": evidential}
 """What a network learns labels by, as its head has it."""
 
+OF_UNLABELLED = ("consistency", "sam")
+"""Terms that are of the unlabelled images of a batch, where it has any."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,6 +48,7 @@ class Trained:
 
     `model` is what crosses, as `GlobalModel.arrays`. `helpers` stay: of an average the state that the round began with, as
     what the site's own student did to it since is not kept, and what `SamTeacher` keeps.
+    `patients` are those behind each loss: who was drawn, and not who could have been.
     `trust` is how much SAM counted, by class, and `judges` the patients that showed it; None and 0 where SAM was not judged: it
     takes no part, has not begun yet, or nothing was left that it could have been asked about.
     """
@@ -52,6 +56,7 @@ class Trained:
     model: State
     helpers: dict[str, State]
     losses: dict[str, float]
+    patients: dict[str, int]
     labelled: int
     unlabelled: int
     trust: list[float] | None
@@ -119,9 +124,10 @@ def train(
     anchor = [parameter.detach().clone() for parameter in learning] if plan.train.proximal_mu else []
     optimiser = torch.optim.AdamW(learning, plan.train.learning_rate, weight_decay=plan.train.weight_decay, fused=True)
     totals: dict[str, list[Tensor]] = {}
+    behind: dict[str, set[str]] = {}
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(derive(plan.seed, site.name, when.cycle, when.round, "dropout"))
-        for index, (batch, cases) in enumerate(draw.batches(unlabelled if framework.uses_unlabelled or asked else [])):
+        for index, (batch, known, cases) in enumerate(draw.batches(unlabelled if framework.uses_unlabelled or asked else [])):
             step = when.step + index
             now = _time(plan, step, when.total_steps)
             outcome = framework.terms(batch, student, {**averages, **peers}, time=now, generator=draw.generator)
@@ -145,9 +151,12 @@ def train(
                 update_teacher(average, student, step)
             for name, term in {**terms, "total": total}.items():
                 totals.setdefault(name, []).append(term.detach())
+                of = cases if cases and name in OF_UNLABELLED else known
+                behind.setdefault(name, set()).update(case.patient for case in of)
     if sam is not None:
-        adapter, learned = sam.learn(labelled, draw.labelled)
-        totals |= learned
+        adapter, learned, behind["adapter"] = sam.learn(labelled, draw.labelled)
+        if learned is not None:
+            totals["adapter"] = [learned]
     losses = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
     for name, mean in losses.items():
         if not np.isfinite(mean):
@@ -161,6 +170,7 @@ def train(
         # before SAM is asked nothing of it is kept: the encoder of a cycle is the one that was first asked in it
         helpers=carried | (sam.kept if sam is not None and may_count else {}),
         losses=losses,
+        patients={name: len(behind[name]) for name in losses},
         labelled=len(labelled),
         unlabelled=len(unlabelled),
         trust=[round(value, 4) for value in sam.trust[1:].tolist()] if sam is not None and sam.judges else None,
@@ -227,20 +237,20 @@ class _Draw:
         cases = [self._labelled[row] for row in rows]
         return cases, self.slices.take(cases).to(self._device), self._masks[torch.as_tensor(rows)].to(self._device, torch.int64)
 
-    def batches(self, unlabelled: Sequence[Case]) -> Iterator[tuple[Batch, list[Case]]]:
-        """`local_steps` batches, each with the cases of `unlabelled` in it."""
+    def batches(self, unlabelled: Sequence[Case]) -> Iterator[tuple[Batch, list[Case], list[Case]]]:
+        """`local_steps` batches, each with the labelled cases and those of `unlabelled` in it."""
         train = self._plan.train
         of_labelled = _passes(len(self._labelled), train.batch_labelled, train.local_steps, self._rng)
         of_unlabelled = _passes(len(unlabelled), train.batch_unlabelled, train.local_steps, self._rng)
         for rows, others in zip(of_labelled, of_unlabelled, strict=True):
-            _, images, labels = self.labelled(rows)
+            known, images, labels = self.labelled(rows)
             cases = [unlabelled[row] for row in others]
             others_seen = self.slices.take(cases).to(self._device) if cases else None
             warp, intensity = self._view(images)
             if warp is not None and intensity is not None:
                 images, labels = intensity.images(warp.images(images)), warp.labels(labels)
             warp, intensity = (None, None) if others_seen is None else self._view(others_seen)
-            yield Batch(images, labels, others_seen, warp, intensity, LOSSES[self._plan.network.head]), cases
+            yield Batch(images, labels, others_seen, warp, intensity, LOSSES[self._plan.network.head]), known, cases
 
     def _view(self, images: Tensor) -> tuple[Warp | None, Intensity | None]:
         if not self._plan.train.augment:

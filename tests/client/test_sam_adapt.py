@@ -51,7 +51,7 @@ def new(adapt: str) -> tuple[Settings, dict[str, Tensor]]:
 def loss_of(sam: Sam, adapter: dict[str, Tensor], given: Lesson, settings: Settings) -> float:
     """The loss before a first step, always on the same moved prompts."""
     one = settings.model_copy(update={"adapt_steps": 1})
-    _, loss = train_adapter(sam, adapter, given, one, classes=2, seed=1, generator=torch.Generator().manual_seed(9))
+    _, loss, _ = train_adapter(sam, adapter, given, one, classes=2, seed=1, generator=torch.Generator().manual_seed(9))
     assert loss is not None
     return loss
 
@@ -66,7 +66,7 @@ def test_what_is_learned_shows_and_the_checkpoint_stays(small: Sam, adapt: str) 
     settings, start = new(adapt)
     given = lesson(small, embedded=adapt == "decoder")
     before = {name: value.clone() for name, value in small.parts.state_dict().items()}
-    learned, loss = train_adapter(small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
+    learned, loss, _ = train_adapter(small, start, given, settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
     assert loss is not None
     assert loss > 0
     assert all(torch.equal(value, before[name]) for name, value in small.parts.state_dict().items())
@@ -100,7 +100,7 @@ def test_the_official_sam_learns_too() -> None:
         start = {n: torch.from_numpy(a) for n, a in every.items() if embedded or ".blocks.0." in n}
         embeddings = torch.randn(1, *large.embedding_shape) if embedded else None
         how = Settings(adapt=adapt, adapt_steps=1, positives=1, negatives=1)
-        learned, loss = train_adapter(
+        learned, loss, _ = train_adapter(
             large, start, Lesson(images, labels, embeddings), how, classes=1, seed=1, generator=torch.Generator().manual_seed(0)
         )
         assert loss is not None
@@ -176,9 +176,24 @@ def test_images_without_an_object_teach_nothing(small: Sam, value: int) -> None:
     settings, start = new("decoder")
     given = lesson(small, embedded=True)
     empty = Lesson(given.images, torch.full_like(given.labels, value), given.embeddings)
-    learned, loss = train_adapter(small, start, empty, settings, classes=2, seed=1, generator=torch.Generator())
+    learned, loss, seen = train_adapter(small, start, empty, settings, classes=2, seed=1, generator=torch.Generator())
     assert loss is None
+    assert seen == set()
     assert all((array == 0).all() for array in learned.values())
+
+
+def test_what_was_looked_at_is_told(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four images a step, of which the first shows nothing: one step sees two, many see the other three."""
+    settings, start = new("decoder")
+    given = lesson(small, embedded=True)
+    given.labels[0] = 0
+    monkeypatch.setattr(sam_adapt, "BATCH", 2)
+    for steps, count in ((1, 2), (12, 3)):
+        how = settings.model_copy(update={"adapt_steps": steps})
+        *_, seen = train_adapter(small, start, given, how, classes=2, seed=1, generator=torch.Generator().manual_seed(0))
+        assert seen < {0, 1, 2, 3}
+        assert len(seen) == count
+        assert 0 not in seen
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -242,7 +257,7 @@ def test_the_coarse_mask_is_no_copy_of_the_truth(small: Sam, monkeypatch: pytest
 def test_a_lesson_of_nothing_that_sam_could_see_changes_nothing(small: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.sam_adapt.F.interpolate", lambda x, size, **_: torch.zeros(len(x), 1, *size))
     settings, start = new("decoder")
-    learned, loss = train_adapter(
+    learned, loss, _ = train_adapter(
         small, start, lesson(small, embedded=True), settings, classes=2, seed=1, generator=torch.Generator().manual_seed(0)
     )
     assert loss == 0

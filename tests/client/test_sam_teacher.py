@@ -244,9 +244,11 @@ def test_how_prompts_are_moved_to_see_whether_sam_is_stable_depends_on_the_image
 def test_what_it_learns_from_is_each_image_with_its_own_embedding(joined: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     lessons: list[Lesson] = []
 
-    def watched(sam: Sam, adapter: dict[str, Tensor], lesson: Lesson, *_: Any, **__: Any) -> tuple[dict[str, Tensor], None]:
+    def watched(
+        sam: Sam, adapter: dict[str, Tensor], lesson: Lesson, *_: Any, **__: Any
+    ) -> tuple[dict[str, Tensor], None, set[int]]:
         lessons.append(lesson)
-        return adapter, None
+        return adapter, None, set()
 
     monkeypatch.setattr("client.sam_teacher.train_adapter", watched)
     made = joined(*OPEN, "sam.adapt=decoder", labels=4)
@@ -273,9 +275,9 @@ def test_learning_goes_on_from_the_checkpoint_with_what_was_learned_added_once(
 ) -> None:
     begun: list[Sam] = []
 
-    def watched(sam: Sam, adapter: dict[str, Tensor], *_: Any, seed: int, **__: Any) -> tuple[dict[str, Tensor], None]:
+    def watched(sam: Sam, adapter: dict[str, Tensor], *_: Any, seed: int, **__: Any) -> tuple[dict[str, Tensor], None, set[int]]:
         begun.append(sam.adapted(adapter, seed=seed))
-        return adapter, None
+        return adapter, None, set()
 
     monkeypatch.setattr("client.sam_teacher.train_adapter", watched)
     made = joined(*OPEN, f"sam.adapt={adapt}", labels=4)

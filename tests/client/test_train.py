@@ -144,10 +144,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     seen = Steps([], {}, [])
     batches = _Draw.batches
 
-    def drawn(self: _Draw, unlabelled: Any) -> Iterator[tuple[Batch, Any]]:
-        for batch, cases in batches(self, unlabelled):
+    def drawn(self: _Draw, unlabelled: Any) -> Iterator[tuple[Batch, Any, Any]]:
+        for batch, known, cases in batches(self, unlabelled):
             seen.batches.append(batch)
-            yield batch, cases
+            yield batch, known, cases
 
     def target(self: SamTeacher, cases: Any, images: torch.Tensor, probs: torch.Tensor) -> Target:
         side = images.shape[-1]
