@@ -268,8 +268,9 @@ class Store:
         """Which of a run's labels a reply at `tick` may tell sums of: those that were told of before, and the others once they
         are of `min_patients` patients together, or a difference of two replies would be what fewer cost.
 
-        Kept with the labels, so a reply that is given again tells the same, whatever came since. Labels of before the cost was
-        kept count 0 minutes. None where nothing may be told.
+        Kept with the labels, so a reply that told of some is the same when it is given again, whatever came since. (One that told
+        of none may tell of some then: of `min_patients` patients, as any other.) Labels of before the cost was kept count 0
+        minutes. None where nothing may be told.
         """
         of_run = (
             select(LabelTable, CaseTable)

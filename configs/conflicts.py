@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from strategies.query import STRATEGIES, Entry
+from strategies.query import STRATEGIES, incomparable
 
 if TYPE_CHECKING:
     from configs.schema import Run
@@ -79,8 +79,10 @@ def _of_query(run: Run) -> Iterator[str]:
             )
         if run.query.unit != "slice":
             yield f'budget.rule = "coordinated" shares out slices: it takes query.unit = "slice", not "{run.query.unit}"'
-    if run.budget.rule == "adaptive":
-        yield from _of_adaptive(run, query)
+    why = incomparable(run.query.strategy, model=run.query.model) if run.budget.rule == "adaptive" else None
+    if why is not None:
+        compares = f'budget.rule = "adaptive" compares scores of different sites, and {why}'
+        yield f'{compares}: set budget.rule = "fixed" or "proportional"'
     if query.file == "badge" and run.network.head == "evidential":
         yield f'query.strategy {run.query.strategy} takes gradients of a softmax: set network.head = "softmax"'
     if run.split.start == "foreground" and run.query.cold_start != "random":
@@ -88,18 +90,6 @@ def _of_query(run: Run) -> Iterator[str]:
             f'query.cold_start = "{run.query.cold_start}" has no first request to choose: with split.start = "foreground" every '
             'site names those cases itself. Set split.start = "any", or leave query.cold_start at "random"'
         )
-
-
-def _of_adaptive(run: Run, query: Entry) -> Iterator[str]:
-    """Scores of different sites are compared, and have to mean the same."""
-    compares = 'budget.rule = "adaptive" compares scores of different sites, and'
-    instead = 'set budget.rule = "fixed" or "proportional"'
-    if query.file == "feal":
-        yield f"{compares} feal scales its scores within each pool: {instead}"
-    elif not query.scored and query.file != "clasp_pe":
-        yield f"{compares} {run.query.strategy} gives its cases none: {instead}"
-    if run.query.model in ("local", "switch"):
-        yield f'{compares} with query.model = "{run.query.model}" those are of different models: {instead}'
 
 
 def _of_learning(run: Run) -> Iterator[str]:

@@ -10,7 +10,7 @@ from client.sam_checkpoint import check as check_sam
 from configs.faults import ConfigError, Fault
 from configs.load import load
 from configs.schema import Run
-from strategies.query import BEFORE_TRAINING, STRATEGIES, fault_of
+from strategies.query import BEFORE_TRAINING, STRATEGIES, fault_of, incomparable
 
 ALWAYS = ("random", "random_fg")
 """Comparators that every strategy has to beat."""
@@ -84,7 +84,7 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
     chooses_later = plain.federation.cycles > 1 and plain.budget.per_cycle > 0
     early = BEFORE_TRAINING if plain.split.start == "any" else ()
-    idle = [name for name in asked if not (name in ALWAYS or chooses_later or _base(name) in early)]
+    idle = [name for name in asked if not (name in ALWAYS or chooses_later or name in early)]
     if idle:
         raise ConfigError(str(config), [Fault(("federation",), _never_chooses(plain, idle))])
     evidential = [name for name in asked if "evidential head" in needs[name]]
@@ -94,22 +94,23 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
         strategy, _, model = name.partition("@")
         own = [f"query.strategy={strategy}"] + ([f"query.model={model}"] if model else [])
         own += [f"query.cold_start={_base(name)}"] if _base(name) in early else []
-        own += _equal_unless(plain, strategy)
+        own += _equal_unless(plain, strategy, model or plain.query.model)
         found.append(Arm(name, (*shared, *own, *([head] if name in evidential else []))))
+    chance = (*shared, *_equal_unless(plain, "random", plain.query.model))  # no randomness has scores to weigh
     if evidential and plain.network.head != "evidential":
-        found.append(Arm(TWIN, (*shared, *_equal_unless(plain, "random_fg"), "query.strategy=random_fg", head)))
+        found.append(Arm(TWIN, (*chance, "query.strategy=random_fg", head)))
+    chance = (*chance, "query.strategy=random", *(["query.cold_start=random"] if early else []))
     everything = ("budget.cold_start=1000000", "budget.per_cycle=0", "federation.cycles=1", "federation.quorum=1", *PROMPT)
-    chance = (*shared, *_equal_unless(plain, "random"), "query.strategy=random")
     found += [Arm(ALL_LABELS, (*chance, *everything)), Arm(ALONE, (*chance, "federation.min_sites=1"), alone=True)]
     _check(config, overrides, found)
     return found
 
 
-def _equal_unless(plain: Run, strategy: str) -> list[str]:
+def _equal_unless(plain: Run, strategy: str, model: str) -> list[str]:
     """The same budget for every site, where the configuration's rule needs what a strategy does not have."""
     unfit = {
         "coordinated": strategy not in COORDINATED,
-        "adaptive": not STRATEGIES[_base(strategy)].scored and _base(strategy) != "clasp_pe",
+        "adaptive": incomparable(strategy, model=model) is not None,
     }
     return ["budget.rule=fixed"] if unfit.get(plain.budget.rule) else []
 

@@ -212,7 +212,8 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
 
 def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
     """Every pair of arms that have seeds in common, in order."""
-    unit = unit_of([ran for runs in by_arm.values() for ran in runs])
+    runs = [ran for of in by_arm.values() for ran in of]
+    unit, overlap = unit_of(runs), overlap_of(runs)
     found = []
     for ours, theirs in combinations(by_arm, 2):
         both = {ran.seed for ran in by_arm[ours]} & {ran.seed for ran in by_arm[theirs]}
@@ -221,7 +222,6 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
             found.append((ours, theirs, sides))
     most = max((len(sides[0]) for *_, sides in found), default=1)
     noise = seed_noise([paired(*sides) for *_, sides in found], df=(len(by_arm) - 1) * (most - 1))
-    overlap = _overlap(unit, most)
     doubts = holm([doubt(*sides, noise=noise, overlap=overlap) for *_, sides in found])
     return [
         Pair(ours, theirs, difference(*sides, noise=noise, overlap=overlap), unsure, len(sides[0]), unit)
@@ -232,13 +232,21 @@ def pairs_of(by_arm: Mapping[str, Sequence[Ran]], read: Read) -> list[Pair]:
 def mean_of(runs: Sequence[Ran], read: Read, *, unit: str) -> Interval:
     """Mean of a Dice over an arm's runs, and its interval, which ends at 0 and 1 at the latest."""
     told = samples(runs, read, unit=unit)
-    mean, low, high = mean_interval(told, overlap=_overlap(unit, len(told)))
+    mean, low, high = mean_interval(told, overlap=overlap_of(runs))
     return mean, max(0.0, low), min(1.0, high)
 
 
-def _overlap(unit: str, count: int) -> float:
-    """Test patients over training patients, where each of `count` repetitions tests a fold."""
-    return 1 / (count - 1) if unit == "fold" and count > 1 else 0.0
+def overlap_of(runs: Sequence[Ran]) -> float:
+    """Test patients over training patients, where folds are what is repeated: each patient is tested in one of them, and whom a
+    fold neither tests nor validates on it trains on. 0 for seeds.
+    """
+    folds = {ran.fold: ran.points[-1] for ran in runs}
+    if len(folds) < 2:
+        return 0.0
+    everybody = {patient for point in folds.values() for patient in point.test}
+    tested = sum(len(point.test) for point in folds.values())
+    trained = sum(len(everybody - point.test.keys() - point.validation.keys()) for point in folds.values())
+    return tested / max(trained, 1)
 
 
 def _by_fold(runs: Sequence[Ran]) -> dict[int, float]:

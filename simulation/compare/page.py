@@ -20,7 +20,9 @@ from simulation.compare.record import Ran
 from simulation.compare.tables import arm_rows, as_csv, pair_rows, run_rows
 
 
-def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str) -> Path:
+def write_page(
+    folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran], *, seeds: int, command: str, stopped: Sequence[str] = ()
+) -> Path:
     """Write page and tables into a comparison's folder; gives the page. It says so where runs are missing.
 
     Args:
@@ -31,11 +33,11 @@ def write_page(folder: Path, run: Run, arms: Sequence[Arm], runs: Sequence[Ran],
     write_text(folder / "compare_pairs.csv", as_csv(pair_rows(numbers)))
     write_text(folder / "compare_runs.csv", as_csv(run_rows(numbers)))
     path = folder / "compare.html"
-    write_text(path, _render(run, arms, numbers, seeds=seeds, command=command))
+    write_text(path, _render(run, arms, numbers, seeds=seeds, command=command, stopped=stopped))
     return path
 
 
-def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, command: str) -> str:
+def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, command: str, stopped: Sequence[str]) -> str:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("simulation"), PackageLoader("server")]),
         autoescape=True,
@@ -76,7 +78,7 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
             *([("Test patients", _patients(numbers))] if lines else []),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
-        notes=_notes(numbers, wanted - done, seeds=seeds, folds=folds),
+        notes=_notes(numbers, wanted - done, stopped, seeds=seeds, folds=folds),
         lines=sorted(lines, key=lambda line: -line.aubc[0]),
         seeds=seeds,
         targets=TARGETS,
@@ -129,9 +131,11 @@ def _patients(numbers: Numbers) -> str:
     return f"{len(tested)}" + (f", {most} of them at {site}" if len(sites) > 1 and 2 * most > len(tested) else "")
 
 
-def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[str]:
+def _notes(numbers: Numbers, missing: int, stopped: Sequence[str], *, seeds: int, folds: int) -> list[str]:
     runs = [ran for found in numbers.by_arm.values() for ran in found]
     notes = [f"{count(missing, 'run')} missing: the same command goes on."] if missing else []
+    if stopped:
+        notes.append(f"Stopped short, with too few sites that could answer: {'; '.join(stopped)}.")
     if max(seeds, folds) < FEWEST:
         notes.append(f"With {count(seeds, 'seed')} no difference is called one: chance alone moves a strategy by as much.")
     if max(seeds, folds) == 1:
@@ -152,7 +156,7 @@ def _notes(numbers: Numbers, missing: int, *, seeds: int, folds: int) -> list[st
         notes.append(
             f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
         )
-    faulty = [f"{ran.arm}, seed {ran.seed}" for ran in runs if ran.refused]
+    faulty = [f"{ran.arm}, seed {ran.seed}" + (f", fold {ran.fold}" if folds > 1 else "") for ran in runs if ran.refused]
     if faulty:
         notes.append(
             f"Sites had faults in {count(len(faulty), 'run')} ({'; '.join(faulty)}): one that can't score its pool asks for "

@@ -47,7 +47,7 @@ class Ran:
 
     Attributes:
         refused: how often a site had a fault in a step instead of an answer. One that could not score its pool asks for cases by
-            chance in that cycle.
+            chance in that cycle. To sit out a round, for want of a first label, is none.
     """
 
     arm: str
@@ -166,7 +166,8 @@ def _part(folder: Path) -> _Part:
     for store in stores.values():
         store.close()
     end = record.end
-    refused = sum(len(per_site(event)) for event in record.events if event["event"] == "refused")
+    faults = [told for event in record.events if event["event"] == "refused" for told in per_site(event).values()]
+    refused = sum(told.get("code") != "nothing-labelled" for told in faults)
     return _Part(found, float(number(end.get("seconds")) or 0.0) if end else 0.0, pool, refused, record.start)
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from configs.files import FolderInUse, locked, write_text
 from configs.load import dump, load
 from configs.schema import Run
 from server.progress import progress_for
+from server.report_words import count
 from server.rounds import Progress
+from server.sites import FederationFault
 from simulation.compare import record
 from simulation.compare.arms import Arm, arms_of, run_of
 from simulation.compare.hospitals import hospitals, lend, lone_runs
@@ -53,7 +55,8 @@ def compare(
             elsewhere can delete that, and the same command makes no run anew.
 
     Raises:
-        ConfigError, DataFault, StorageFault, FederationFault: as `simulation.run.simulate`.
+        ConfigError, DataFault, StorageFault: as `simulation.run.simulate`.
+        FederationFault: runs stopped short; the page has been written of the others.
         RunFolderError: the folder holds another comparison.
     """
     console = Console(stderr=True)
@@ -70,16 +73,23 @@ def compare(
         for arm in arms
     ]
     _check_records(jobs)
+    stopped: dict[str, str] = {}
     try:
         with progress_for("compare", console) as progress:
             for place, job in enumerate(jobs):
-                _once(folder, job, _Part(progress, place, len(jobs), job.name))
+                try:
+                    _once(folder, job, _Part(progress, place, len(jobs), job.name))
+                except FederationFault as fault:  # of this run alone: the others are worth their page
+                    stopped[job.name] = str(fault)
     except KeyboardInterrupt:
         console.print("\nStopped; every finished step is kept. The same command goes on, and others may help with it.")
         sys.exit(130)
     found = [ran for job in jobs if (ran := job.record()) is not None]
-    page = write_page(folder, plain, arms, found, seeds=len(seeds), command=_command(config, overrides, queries, seeds, out))
+    command = _command(config, overrides, queries, seeds, out)
+    page = write_page(folder, plain, arms, found, seeds=len(seeds), stopped=list(stopped), command=command)
     console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
+    if stopped:
+        raise FederationFault(_why_stopped(stopped))
     return folder
 
 
@@ -139,6 +149,17 @@ def _command(config: Path, overrides: Sequence[str], queries: Sequence[str], see
     return " ".join(parts)
 
 
+def _why_stopped(stopped: Mapping[str, str]) -> str:
+    """What runs say that stopped short; they speak of their own command."""
+    told = [f"{name}: {fault.replace('--resume', 'the same command')}" for name, fault in stopped.items()]
+    return (
+        f"{count(len(stopped), 'run')} stopped short and {'is' if len(stopped) == 1 else 'are'} missing from the page:\n"
+        + "\n".join(told)
+        + "\nWhere sites wait for slow experts (experts.delay, experts.absence), a larger budget.cold_start lets them take part, "
+        "or federation.deadline_polls, to wait longer for labels; that is another comparison, with another --out."
+    )
+
+
 def _claim(folder: Path, run: Run) -> None:
     """Make the folder this comparison's own; strategies and seeds may be added later, the configuration stays."""
     path, told = folder / "compare.json", json.dumps({"configuration": dump(run)}, sort_keys=True)
@@ -183,7 +204,17 @@ def _once(folder: Path, job: Job, shown: Progress) -> None:
 
 
 def _begin_anew_if_other(part: Path, run: Run) -> None:
-    """Delete a run that has not ended and was begun otherwise: a strategy asked for since may need another network of all."""
-    begun = part / "config.toml"
+    """Delete a run that has not ended and was begun otherwise: a strategy asked for since may need another network of all.
+
+    It goes as a whole, by another name: a half of it that a kill left there would be taken for a run that was begun as this is.
+    """
+    begun, old = part / "config.toml", part.with_name(f"{part.name}.old")
     if begun.exists() and begun.read_text() != dump(run):
-        shutil.rmtree(part)
+        _delete(old)
+        part.rename(old)
+    _delete(old)
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -91,6 +91,25 @@ BEFORE_TRAINING = ("random", "typiclust", "probcover")
 """Those that need no model, for the first request of a run."""
 
 
+def incomparable(strategy: str, *, model: str) -> str | None:
+    """Why scores of different sites can't be weighed against each other; None where they can.
+
+    Args:
+        strategy: a name that `fault_of` has nothing against.
+        model: whose prediction is scored, as `query.model` has it; of no account for strategies that have no choice.
+    """
+    entry = STRATEGIES[strategy.split("+")[0]]
+    if entry.file == "feal":
+        return "feal scales its scores within each pool"
+    if not entry.scored and entry.file != "clasp_pe":
+        return f"{strategy} gives its cases none"
+    if "local model" in entry.needs:
+        return f"those of {strategy} are of different models"
+    if "training alone" not in entry.needs and model != "global":
+        return f'with query.model = "{model}" those are of different models'
+    return None
+
+
 def query_names() -> list[str]:
     """Every name that is understood, wrappers included."""
     bases = [*STRATEGIES, *(f"{name}+{how}" for name, entry in STRATEGIES.items() if entry.scored for how in CHOOSERS)]

@@ -67,7 +67,8 @@ def test_an_encoder_that_learns_but_is_never_asked_is_a_fault(start: float, cycl
         ("feal", "adaptive", "feal scales its scores within each pool"),
         ("feal+cap", "adaptive", r"feal scales its scores within each pool"),
         ("coreset+cap", "adaptive", r"coreset\+cap gives its cases none"),
-        ("kafal", "adaptive", None),
+        ("kafal", "adaptive", "those of kafal are of different models"),
+        ("logo+power", "adaptive", None),
         ("clasp_pe", "adaptive", None),
         ("feal", "proportional", None),
         ("coreset", "proportional", None),
@@ -82,12 +83,14 @@ def test_scores_of_different_sites_are_compared_where_they_mean_the_same(strateg
         Run.model_validate(settings)
 
 
-@pytest.mark.parametrize("model", ["local", "switch"])
+@pytest.mark.parametrize("model", ["local", "both", "switch"])
 def test_scores_of_different_models_are_not_compared_between_sites(model: str) -> None:
     settings = {"classes": {"a": 1}, "query": {"strategy": "entropy", "model": model}}
     Run.model_validate(settings)
     with pytest.raises(ValueError, match=f'with query.model = "{model}" those are of different models'):
         Run.model_validate({**settings, "budget": {"rule": "adaptive"}})
+    asks_its_own = {**settings, "query": {"strategy": "logo", "model": model}}
+    Run.model_validate({**asks_its_own, "budget": {"rule": "adaptive"}})  # logo scores by the federation's, whatever stands here
 
 
 def test_a_cold_start_that_sites_name_themselves_is_not_chosen_as_well() -> None:

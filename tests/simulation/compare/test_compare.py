@@ -13,6 +13,7 @@ from configs.faults import ConfigError
 from configs.files import locked
 from configs.load import load
 from server.rounds import Progress
+from server.sites import FederationFault
 from simulation.compare import record
 from simulation.compare.arms import arms_of, run_of
 from simulation.compare.run import compare
@@ -150,6 +151,51 @@ def test_a_run_that_was_begun_with_another_network_is_begun_anew(
     assert ended.points[0].test == other.points[0].test, "the same network, the same first request"
 
 
+def test_a_run_that_was_half_deleted_is_no_run_that_has_ended(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while a run of another network is deleted, whatever of it goes first: here its configuration."""
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    deleted: list[Path] = []
+
+    def killed(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        start(folder, names, engine=engine, shown=shown)
+        raise KeyboardInterrupt
+
+    def half(folder: Path) -> None:
+        deleted.append(folder)
+        (folder / "config.toml").unlink()
+        raise KeyboardInterrupt
+
+    def begin(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        assert not (folder / "history.jsonl").exists(), "of the run that was deleted"
+        raise KeyboardInterrupt
+
+    for name, instead in (("start", killed), ("shutil.rmtree", half), ("start", begin)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"simulation.compare.run.{name}", instead)
+            with pytest.raises(SystemExit):
+                compare(config, [], queries=["bald"] if instead is not killed else [], seeds=[0], out=out)
+    assert len(deleted) == 1
+    assert not list((out / "runs").glob("*/*.old")), "what is left of it goes with the next start"
+
+
+def test_a_run_that_can_not_go_on_leaves_the_others_their_page(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Experts are so slow that a site alone has no label when its first round begins."""
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    told = (
+        r"(?s)^1 run stopped short and is missing from the page:\neach site alone, seed 0: train: 0 of 1 sites.*"
+        r"go on with the same command.*federation\.deadline_polls"
+    )
+    for _ in range(2):
+        with pytest.raises(FederationFault, match=told):
+            compare(config, ["experts.delay=30"], queries=[], seeds=[0], out=out)
+        page = (out / "compare.html").read_text()
+        assert "3 of 4 runs" in page
+        assert "Stopped short, with too few sites that could answer: each site alone, seed 0." in page
+        assert "Sites had faults" not in page, "to wait for an expert is none"
+
+
 @pytest.mark.parametrize("rule", ["fixed", "proportional"])
 def test_a_site_alone_asks_for_as_many_as_among_the_others(rule: str, tiny_config: Callable[..., Path], tmp_path: Path) -> None:
     config, out = tiny_config(cycles=3, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
@@ -177,17 +223,25 @@ def test_strategies_that_never_choose_are_not_compared(tiny_config: Callable[...
     assert arms_of(once, none, ["typiclust"])
     with pytest.raises(ConfigError, match=r"typiclust: no strategy ever chooses"):
         arms_of(once, [*none, "split.start=foreground"], ["typiclust"])
+    with pytest.raises(ConfigError, match=r"random\+cap, typiclust\+cap: no strategy ever chooses"):
+        arms_of(once, none, ["random+cap", "typiclust+cap"])
     with pytest.raises(ConfigError, match=r"budget\.per_cycle = 0"):
         arms_of(tiny_config(cycles=3), ["budget.per_cycle=0"], ["entropy"])
 
 
-def test_arms_without_scores_have_equal_budgets_where_scores_are_weighed(tiny_config: Callable[..., Path]) -> None:
+def test_arms_whose_scores_can_not_be_weighed_have_equal_budgets(tiny_config: Callable[..., Path]) -> None:
     adaptive = ["budget.rule=adaptive", "query.strategy=entropy"]
+    asked = ["entropy", "entropy@local", "margin@both", "bald@switch", "coreset", "clasp_pe", "feal+power", "kafal", "logo"]
     rules = {
-        arm.name: run_of(tiny_config(), adaptive, arm, seed=0).budget.rule
-        for arm in arms_of(tiny_config(), adaptive, ["entropy", "coreset", "clasp_pe"])
+        arm.name: run_of(tiny_config(), adaptive, arm, seed=0).budget.rule for arm in arms_of(tiny_config(), adaptive, asked)
     }
-    assert {name for name, rule in rules.items() if rule == "adaptive"} == {"entropy", "clasp_pe"}
+    assert {name for name, rule in rules.items() if rule == "adaptive"} == {"entropy", "clasp_pe", "logo"}
+
+
+def test_chance_chooses_the_first_request_of_all_baselines(tiny_config: Callable[..., Path]) -> None:
+    first = ["query.cold_start=typiclust"]
+    runs = {arm.name: run_of(tiny_config(), first, arm, seed=0) for arm in arms_of(tiny_config(), first, ["entropy"])}
+    assert {name for name, run in runs.items() if run.query.cold_start == "random"} == {"random", "all labels", "each site alone"}
 
 
 def test_no_arm_chooses_a_first_request_that_sites_name_themselves(tiny_config: Callable[..., Path]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from simulation.compare.arms import ALL_LABELS, TWIN
-from simulation.compare.numbers import WORSE_BY, Line, Pair, numbers_of, pairs_of
+from simulation.compare.numbers import WORSE_BY, Line, Pair, numbers_of, overlap_of, pairs_of
 from simulation.compare.readings import (
     Reached,
     common_range,
@@ -180,6 +180,19 @@ def test_folds_are_less_sure_than_as_many_seeds() -> None:
     }
     widths = [pair.difference[2] - pair.difference[1] for of in (by_fold, by_seed) for pair in pairs_of(of, patient_aubc)]
     assert widths[0] / widths[1] == pytest.approx(1.5)
+
+
+def test_folds_overlap_by_whom_they_train_on_who_are_not_those_that_validate() -> None:
+    """Six patients in three folds of two; of the four others one validates, so that three are trained on."""
+
+    def of(fold: int, held: str, validates: str) -> Ran:
+        tested, validated = (dict.fromkeys(names, 0.5) for names in (held, validates))
+        return Ran("x", 0, (Point(10, 10.0, 0.1, validated, tested, 0.5, 0),), seconds=1.0, fold=fold)
+
+    folds = [of(0, "ab", "c"), of(1, "cd", "a"), of(2, "ef", "a")]
+    assert overlap_of(folds) == pytest.approx(2 / 3)
+    assert overlap_of([replace(one, arm="y", seed=1) for one in folds] + folds) == pytest.approx(2 / 3)
+    assert overlap_of(folds[:1]) == 0.0, "one fold is all that there is"
 
 
 def test_an_arm_with_a_head_of_its_own_has_to_beat_chance_with_that_head() -> None:
