@@ -77,12 +77,13 @@ def check(
     explain: Annotated[bool, typer.Option("--explain", help="List every setting, its default and its meaning")] = False,
 ) -> None:
     """Validate a configuration without running it: all faults at once, with the nearest valid name."""
+    from client.query_check import check as check_query
     from client.sam_checkpoint import check as check_sam
     from configs.show import check as run
 
     if config is None and not explain:
         raise typer.BadParameter("name a configuration, or ask for --explain")
-    run(config, settings or [], Console(), explained=explain, further=check_sam)
+    run(config, settings or [], Console(), explained=explain, further=[check_query, check_sam])
 
 
 @app.command()

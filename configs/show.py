@@ -14,12 +14,12 @@ from configs.schema import Run
 
 
 def check(
-    path: Path | None, overrides: Sequence[str], console: Console, *, explained: bool, further: Callable[[Run], None]
+    path: Path | None, overrides: Sequence[str], console: Console, *, explained: bool, further: Sequence[Callable[[Run], None]]
 ) -> None:
     """Validate `path` and say in two lines what it would run; with `explained` list all keys.
 
     Args:
-        further: what else must hold of a valid configuration; raises where it does not.
+        further: what else must hold of a valid configuration; each raises where it does not.
 
     Raises:
         ConfigError: with all faults at once.
@@ -32,7 +32,8 @@ def check(
     if path is None:
         return
     run = load(path, overrides)
-    further(run)
+    for holds in further:
+        holds(run)
     federation, train, budget = run.federation, run.train, run.budget
     rounds = federation.cycles * train.rounds_per_cycle
     sam = f"with SAM in {run.rounds_with_sam} of {rounds} rounds" if run.sam.enabled else "without SAM"

@@ -72,7 +72,9 @@ class Problems:
                 "Their disks are full or not writable, so their logs (site.log) may hold nothing either: free some space, "
                 "then go on with --resume"
             )
-        return "The logs of those sites (site.log) hold the details under the reference; go on with --resume once they are mended"
+        broken = any(what["code"] == "invariant-broken" for what in self.refused.values())
+        told = "The logs of those sites (site.log) hold the details under the reference; go on with --resume once they are mended"
+        return told + (", and cleared where one has stopped (wardround site clear WORKSPACE)" if broken else "")
 
 
 class Sites:

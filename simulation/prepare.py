@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.formats.image import keyed_hash
+from client.query_check import check as check_query
 from client.sam_checkpoint import check as check_sam
 from client.sam_checkpoint import digest, path_of
 from configs.files import read_object, write_bytes, write_text
@@ -56,9 +57,11 @@ def prepare(run: Run, out: Path, *, progress: Progress | None = None) -> list[st
         DataFault: the data does not fit the settings, or `out` was prepared from others; names the file or the key,
             and what to do. `FormatError`, one of these, where an image or a mask cannot be read.
         SamUnavailable: SAM's checkpoint can't be used as the run asks.
+        ConfigError: the query strategy can't be loaded.
         StorageFault: the disk is full or read-only, or what an earlier call left is damaged.
     """
     check_sam(run)
+    check_query(run)
     out = out.resolve()
     tell = progress or (lambda what, done, total: None)
     state = _begin(run, out)

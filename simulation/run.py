@@ -19,13 +19,15 @@ from configs.schema import Run
 from server.app import coordinate
 from server.progress import progress_for
 from server.report import build_report
-from server.report_data import learning_curve
+from server.report_data import Record, learning_curve, per_site, read_record
 from server.rounds import Progress
 from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
 from simulation.prepare import is_prepared, prepare, warnings_of
 
 ENGINES = ("inline", "cluster")
+MOST_FAULTS = 5
+"""That are told beneath the learning curve; the report has all."""
 
 
 class RunFolderError(ValueError):
@@ -163,7 +165,27 @@ def show_curve(folder: Path, console: Console) -> None:
             f"{point.worst_site} {number(point.dice_worst_test)}" if point.worst_site else "",
         )
     console.print(table)
+    faults = _faults(read_record(folder))
+    if faults:
+        told = ", ".join(faults[:MOST_FAULTS]) + (f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else "")
+        console.print(
+            f"Faults of sites: {told}. These steps went on without them: Dice is over the others, and a site that could not score its "
+            "pool asked for cases by chance. Each site.log says what it was.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _faults(record: Record) -> list[str]:
+    """Each step that a site had a fault in; to wait for a first label is none."""
+    return [
+        f"{site} at {event['step']} in cycle {event['cycle']} ({told['code']})"
+        for event in record.events
+        if event["event"] == "refused"
+        for site, told in per_site(event).items()
+        if told.get("code") != "nothing-labelled"
+    ]
 
 
 def _differences(before: Run, after: Run) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.query_check import check as check_query
 from client.sam_checkpoint import check as check_sam
 from configs.faults import ConfigError, Fault
 from configs.load import load
@@ -78,7 +79,8 @@ def arms_of(config: Path, overrides: Sequence[str], queries: Sequence[str]) -> l
     if faults:
         raise ConfigError("--query", faults)
     plain = load(config, [*overrides, *FAIR])
-    asked = list(dict.fromkeys([*ALWAYS, *queries]))
+    own_model = f"@{plain.query.model}"  # what a strategy has anyway
+    asked = list(dict.fromkeys([*ALWAYS, *(name.removesuffix(own_model) for name in queries)]))
     needs = {name: STRATEGIES[_base(name)].needs for name in asked}
     wants_dropout = plain.network.dropout == 0 and any("dropout" in need for need in needs.values())
     shared = (*FAIR, *([f"network.dropout={DROPOUT}"] if wants_dropout else []))
@@ -157,6 +159,7 @@ def _check(config: Path, overrides: Sequence[str], arms: Sequence[Arm]) -> None:
     for arm in arms:
         try:
             run = run_of(config, overrides, arm, seed=0)
+            check_query(run)
         except ConfigError as error:
             faults += [replace(fault, problem=f"{arm.name}: {fault.problem}") for fault in error.faults]
             continue

@@ -108,7 +108,7 @@ def _lead(numbers: Numbers) -> str:
     asked = [line for line in lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
     best = max(asked, key=numbers.gain, default=None)
     if best is None:
-        return "No strategy has been run yet."
+        return "No strategy has been run yet; --query names those that are compared."
     better = [arm for arm in dict.fromkeys((*ALWAYS, reference_of(best.arm, lines))) if arm in lines]
     better = [arm for arm in better if lines[arm].validation >= best.validation]
     told = [
@@ -145,6 +145,16 @@ def _notes(numbers: Numbers, missing: int, stopped: Sequence[str], *, seeds: int
             f"With all labels training ends below {', '.join(numbers.above)}: it had too few steps for so many images, so that "
             "it is no ceiling, and shares of its Dice are not told. Raise train.rounds_per_cycle."
         )
+    curves = [ran for arm, found in numbers.by_arm.items() for ran in found if arm != ALL_LABELS]
+    bought = [next((n for n, point in enumerate(ran.points, start=1) if point.foreground > 0.999), 0) for ran in curves]
+    if any(bought):
+        notes.append(
+            f"In {count(sum(map(bool, bought)), 'run')} everything is annotated from cycle {min(filter(None, bought))} on, where "
+            "there is nothing left to choose: lower budget.per_cycle."
+        )
+    ours, theirs = (numbers.by_arm.get(arm, ()) for arm in ALWAYS)
+    if ours and [ran.points for ran in ours] == [ran.points for ran in theirs]:
+        notes.append("random and random_fg chose the same in every run, so that they are one comparator here.")
     if any(ran.points[-1].foreground < 0.99 for ran in numbers.by_arm.get(ALL_LABELS, ())):
         notes.append("The run with all labels lacks some: experts skip images, or draw them differently.")
     if folds > 1:
@@ -159,8 +169,8 @@ def _notes(numbers: Numbers, missing: int, stopped: Sequence[str], *, seeds: int
     faulty = [f"{ran.arm}, seed {ran.seed}" + (f", fold {ran.fold}" if folds > 1 else "") for ran in runs if ran.refused]
     if faulty:
         notes.append(
-            f"Sites had faults in {count(len(faulty), 'run')} ({'; '.join(faulty)}): one that can't score its pool asks for "
-            "cases by chance in that cycle. Their own logs say what it was."
+            f"Sites had faults in {count(len(faulty), 'run')} ({'; '.join(faulty)}) and left steps out; one that can't score its "
+            "pool asks for cases by chance in that cycle. What it was stands in each site.log of the run's folder."
         )
     for what, told in (("versions of the program", {r.commit for r in runs}), ("machines", {r.machine for r in runs})):
         if len(told) > 1:

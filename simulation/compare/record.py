@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,10 +15,12 @@ import numpy as np
 import tomlkit
 from pydantic import ValidationError
 
+import strategies.query
 from client.store import Store
 from configs.files import write_text
 from configs.schema import Run
 from server.report_data import number, per_site, read_record
+from strategies.query import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Ran:
     Attributes:
         refused: how often a site had a fault in a step instead of an answer. One that could not score its pool asks for cases by
             chance in that cycle. To sit out a round, for want of a first label, is none.
+        code: of the strategy's file (`code_of`); empty in records from before it was kept.
     """
 
     arm: str
@@ -59,6 +64,7 @@ class Ran:
     commit: str = ""
     machine: str = ""
     refused: int = 0
+    code: str = ""
 
 
 def read(path: Path) -> Ran | None:
@@ -90,25 +96,46 @@ def taken(arm: str, folders: Iterable[Path], *, run: Run, alone: bool) -> Ran:
         commit=str(start.get("commit")),
         machine=str(start.get("machine")),
         refused=sum(part.refused for part in parts),
+        code=code_of(run),
     )
 
 
 def differences(ran: Ran, run: Run) -> list[str]:
-    """Settings in which a record differs from the run that is asked for, as `key = its value`; where data lies is none of them.
+    """In what a record differs from the run that is asked for: settings (`changed`), or the strategy's own file."""
+    other = changed(ran.settings, run)
+    if ran.code and ran.code != code_of(run):
+        other.append(f"another strategies/query/{_file_of(run).name}")
+    return other
+
+
+def changed(settings: str, run: Run) -> list[str]:
+    """Settings in which a run (`settings_of`) differs from the one that is asked for, as `key = its value`; where data lies is
+    none of them.
 
     A key that did not exist then has the value that it has by default.
     """
-    stored = tomllib.loads(ran.settings)
+    stored = tomllib.loads(settings)
     stored["data"] = {**stored.get("data", {}), "root": run.data.root}
     try:
         theirs = Run.model_validate(stored)
     except ValidationError:
         return ["settings that this version does not know"]
     stored, ours = (dict(_flat(of.model_dump(mode="json"))) for of in (theirs, run))
-    changed = [f"{key} = {json.dumps(stored.get(key))}" for key in {**stored, **ours} if stored.get(key) != ours.get(key)]
+    other = [f"{key} = {json.dumps(stored.get(key))}" for key in {**stored, **ours} if stored.get(key) != ours.get(key)]
     if list(theirs.classes) != list(run.classes):  # their order is that of the network's channels
-        changed.append("the classes " + ", ".join(theirs.classes))
-    return changed
+        other.append("the classes " + ", ".join(theirs.classes))
+    return other
+
+
+def code_of(run: Run) -> str:
+    """A digest of the file that the run's strategy is in, whatever its comments and layout: who writes a strategy changes it
+    more often than they commit it."""
+    return hashlib.sha256(ast.unparse(ast.parse(_file_of(run).read_text())).encode()).hexdigest()[:12]
+
+
+def _file_of(run: Run) -> Path:
+    entry = STRATEGIES[run.query.strategy.split("+")[0]]
+    return Path(strategies.query.__file__).with_name(f"{entry.file}.py")
 
 
 def settings_of(run: Run) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.files import FolderInUse, locked, write_text
+from configs.files import FolderInUse, locked, read_object, remove, write_text
 from configs.load import dump, load
 from configs.schema import Run
 from server.progress import progress_for
@@ -63,8 +62,6 @@ def compare(
     arms, seeds = arms_of(config, overrides, queries), sorted(set(seeds))
     plain = load(config, overrides)
     folder = (out or Path("runs") / f"compare-{plain.name}").resolve()
-    with locked(folder / "hospitals", wait=True):
-        _claim(folder, plain)
     jobs = [
         Job(arm, run_of(config, overrides, arm, seed=seed, fold=fold), made_of, folder / "runs", records)
         for seed in seeds
@@ -72,22 +69,30 @@ def compare(
         for made_of in [load(config, [*overrides, f"seed={seed}", f"split.fold={fold}"])]
         for arm in arms
     ]
+    with locked(folder / "hospitals", wait=True):
+        _claim(folder, plain)
     _check_records(jobs)
     stopped: dict[str, str] = {}
+
+    def tell() -> None:
+        found = [ran for job in jobs if (ran := job.record()) is not None]
+        command = _command(config, overrides, queries, seeds, out)
+        page = write_page(folder, plain, arms, found, seeds=len(seeds), stopped=list(stopped), command=command)
+        told = f" ({len(found)} of {count(len(jobs), 'run')} so far)" if len(found) < len(jobs) else ""
+        console.print(f"Comparison{told}: {page}", highlight=False, soft_wrap=True)
+
     try:
         with progress_for("compare", console) as progress:
             for place, job in enumerate(jobs):
                 try:
                     _once(folder, job, _Part(progress, place, len(jobs), job.name))
                 except FederationFault as fault:  # of this run alone: the others are worth their page
-                    stopped[job.name] = str(fault)
+                    stopped[f"{job.name} ({os.path.relpath(job.folder)})"] = str(fault)
     except KeyboardInterrupt:
         console.print("\nStopped; every finished step is kept. The same command goes on, and others may help with it.")
+        tell()
         sys.exit(130)
-    found = [ran for job in jobs if (ran := job.record()) is not None]
-    command = _command(config, overrides, queries, seeds, out)
-    page = write_page(folder, plain, arms, found, seeds=len(seeds), stopped=list(stopped), command=command)
-    console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
+    tell()
     if stopped:
         raise FederationFault(_why_stopped(stopped))
     return folder
@@ -161,13 +166,25 @@ def _why_stopped(stopped: Mapping[str, str]) -> str:
 
 
 def _claim(folder: Path, run: Run) -> None:
-    """Make the folder this comparison's own; strategies and seeds may be added later, the configuration stays."""
+    """Make the folder this comparison's own; strategies and seeds may be added later, the configuration stays.
+
+    One in which no run was begun is nobody's: its configuration failed before there was anything to keep. Seed and strategy are
+    those of each run, and where data lies may change.
+    """
     path, told = folder / "compare.json", json.dumps({"configuration": dump(run)}, sort_keys=True)
-    if path.exists() and path.read_text() != told:
-        raise RunFolderError(f"{folder} holds a comparison of another configuration: choose another folder with --out")
     theirs = [entry for entry in folder.iterdir() if entry.name != "hospitals" and entry.suffix != ".part"]
     if not path.exists() and theirs:
         raise RunFolderError(f"{folder} is not empty and holds no comparison: choose another folder with --out")
+    if path.exists() and path.read_text() != told:
+        found = read_object(path, keys=["configuration"], remedy=f"delete {folder} if nothing in it is needed")
+        other = record.changed(found["configuration"], run)
+        other = [what for what in other if not what.startswith(("seed = ", "query.strategy = "))]
+        if other and (folder / "runs").exists():
+            raise RunFolderError(
+                f"{folder} holds a comparison of another configuration ({', '.join(other)}): choose another folder with --out"
+            )
+        for made in () if (folder / "runs").exists() else (*(folder / "hospitals").glob("seed*"), *folder.glob("cache")):
+            remove(made)
     write_text(path, told)
 
 
@@ -209,12 +226,8 @@ def _begin_anew_if_other(part: Path, run: Run) -> None:
     It goes as a whole, by another name: a half of it that a kill left there would be taken for a run that was begun as this is.
     """
     begun, old = part / "config.toml", part.with_name(f"{part.name}.old")
+    if old.exists():
+        remove(old)
     if begun.exists() and begun.read_text() != dump(run):
-        _delete(old)
         part.rename(old)
-    _delete(old)
-
-
-def _delete(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+        remove(old)

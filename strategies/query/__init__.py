@@ -126,6 +126,11 @@ def fault_of(text: str) -> str | None:
     base, *wrappers = text.split("+")
     if base in STRATEGIES and not STRATEGIES[base].scored and wrappers and wrappers[0] in CHOOSERS:
         return f"unknown query strategy {text!r}: {wrappers[0]} chooses by a score, and {base} gives its cases none. {valid}"
+    last = "+".join([base, *(wrapper for wrapper in wrappers if wrapper != CAP), CAP])
+    if CAP in wrappers[:-1] and last in query_names():
+        return f"unknown query strategy {text!r}: +{CAP} comes last, as in {last!r}"
     near = difflib.get_close_matches(text, query_names(), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
+    if "," in text:
+        hint = ": names stand apart by spaces, not commas."
     return f"unknown query strategy {text!r}{hint} {valid}"

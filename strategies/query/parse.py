@@ -30,7 +30,7 @@ def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_pati
         progress: 0 at a run's first query to 1 at its last, for strategies that rely on chance less and less.
 
     Raises:
-        ValueError: an unknown name (with the nearest valid one), or a value out of range.
+        ValueError: an unknown name (with the nearest valid one), a value out of range, or a file that holds no such strategy.
     """
     fault = fault_of(text)
     if fault is not None:
@@ -42,7 +42,7 @@ def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_pati
     if per_patient < 1:
         raise ValueError(f"query.per_patient is {per_patient}: at least one case of a patient must be allowed")
     base, *wrappers = text.split("+")
-    strategy: Strategy = getattr(import_module(f"strategies.query.{STRATEGIES[base].file}"), base.upper())
+    strategy = _loaded(base)
     strategy = replace(strategy, passes=passes if strategy.passes > 1 else 1)
     if base == "clasp_pe":
         strategy = replace(strategy, choose=partial(clasp_pe, beta=beta_of(progress)))
@@ -57,3 +57,22 @@ def parse_query(text: str, *, passes: int = 8, power_beta: float = 1.0, per_pati
             case _:
                 strategy = capped(strategy, per_patient=per_patient)
     return strategy
+
+
+def _loaded(base: str) -> Strategy:
+    """The strategy of that name in the table, from its file.
+
+    Raises:
+        ValueError: the file can't be imported, or does not hold it.
+    """
+    module, constant = f"strategies.query.{STRATEGIES[base].file}", base.upper().replace("-", "_")
+    where = f"strategies/query/{STRATEGIES[base].file}.py, where the table in __init__.py says that {base} is,"
+    try:
+        found = getattr(import_module(module), constant, None)
+    except Exception as error:  # whoever writes a strategy may have written anything
+        raise ValueError(f"{where} can't be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Strategy):
+        raise ValueError(
+            f"{where} must hold {constant} = Strategy(...); it holds {'none' if found is None else type(found).__name__}"
+        )
+    return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client.formats.image import FormatError
 from client.store import Store
 from configs.faults import ConfigError
 from configs.files import locked
@@ -171,7 +172,7 @@ def test_a_run_that_was_half_deleted_is_no_run_that_has_ended(
         assert not (folder / "history.jsonl").exists(), "of the run that was deleted"
         raise KeyboardInterrupt
 
-    for name, instead in (("start", killed), ("shutil.rmtree", half), ("start", begin)):
+    for name, instead in (("start", killed), ("remove", half), ("start", begin)):
         with monkeypatch.context() as patch:
             patch.setattr(f"simulation.compare.run.{name}", instead)
             with pytest.raises(SystemExit):
@@ -184,15 +185,15 @@ def test_a_run_that_can_not_go_on_leaves_the_others_their_page(tiny_config: Call
     """Experts are so slow that a site alone has no label when its first round begins."""
     config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
     told = (
-        r"(?s)^1 run stopped short and is missing from the page:\neach site alone, seed 0: train: 0 of 1 sites.*"
-        r"go on with the same command.*federation\.deadline_polls"
+        r"(?s)^1 run stopped short and is missing from the page:\neach site alone, seed 0 \(.*each_site_alone-seed0\): train: "
+        r"0 of 1.*go on with the same command.*federation\.deadline_polls"
     )
     for _ in range(2):
         with pytest.raises(FederationFault, match=told):
             compare(config, ["experts.delay=30"], queries=[], seeds=[0], out=out)
         page = (out / "compare.html").read_text()
         assert "3 of 4 runs" in page
-        assert "Stopped short, with too few sites that could answer: each site alone, seed 0." in page
+        assert "Stopped short, with too few sites that could answer: each site alone, seed 0 (" in page
         assert "Sites had faults" not in page, "to wait for an expert is none"
 
 
@@ -272,6 +273,62 @@ def test_sites_are_coordinated_in_the_arms_that_can_be(tiny_config: Callable[...
     rules = {arm.name: run_of(tiny_config(), together, arm, seed=0).budget.rule for arm in arms}
     assert rules.pop("typiclust") == "coordinated"
     assert set(rules.values()) == {"fixed"}
+
+
+@pytest.mark.parametrize("also", [[], ["split.test_fraction=0.2"]], ids=["data", "data and a setting"])
+def test_a_configuration_that_failed_before_any_run_leaves_its_folder_to_the_next(
+    tiny_config: Callable[..., Path], tmp_path: Path, also: list[str]
+) -> None:
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    with pytest.raises(FormatError, match="nowhere"):
+        compare(config, [f"data.root={tmp_path / 'nowhere'}", *also], queries=[], seeds=[0], out=out)
+    compare(config, [], queries=[], seeds=[0], out=out)
+    with pytest.raises(RunFolderError, match=r"another configuration \(train.local_steps = 1\): choose"):
+        compare(config, ["train.local_steps=2"], queries=[], seeds=[0], out=out)
+    compare(config, ["query.strategy=margin", "seed=4"], queries=[], seeds=[0], out=out)  # every run has its own
+
+
+def test_a_strategy_that_was_changed_since_is_not_mixed_with_what_it_was(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    compare(config, [], queries=["typiclust"], seeds=[0], out=out)
+    was = record._file_of
+    source = was(load(config, ["query.strategy=typiclust"])).read_text()
+    for text, other in ((source + "\n\n# a remark\n", False), (source + "\nMORE = 1\n", True)):
+        (tmp_path / "typiclust.py").write_text(text)
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "_file_of", lambda run: tmp_path / was(run).name if "typi" in run.query.strategy else was(run))
+            if other:
+                with pytest.raises(RunFolderError, match=r"typiclust, seed 0 has been run with another .*typiclust\.py"):
+                    compare(config, [], queries=["typiclust"], seeds=[0], out=out)
+                compare(config, [], queries=[], seeds=[0], out=out)  # the others are what they were
+            else:
+                compare(config, [], queries=["typiclust"], seeds=[0], out=out)
+
+
+def test_what_was_run_so_far_is_told_when_it_is_stopped(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+
+    def begin(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        if "all_labels" in str(folder):
+            raise KeyboardInterrupt
+        start(folder, names, engine=engine, shown=shown)
+
+    monkeypatch.setattr("simulation.compare.run.start", begin)
+    with pytest.raises(SystemExit):
+        compare(config, [], queries=[], seeds=[0], out=out)
+    assert "2 of 4 runs" in (out / "compare.html").read_text()
+    assert "Comparison (2 of 4 runs so far)" in capsys.readouterr().err
+
+
+def test_a_model_that_is_the_configurations_own_makes_no_second_arm(tiny_config: Callable[..., Path]) -> None:
+    names = [arm.name for arm in arms_of(tiny_config(), [], ["entropy", "entropy@global", "margin@both"])]
+    assert names[:4] == ["random", "random_fg", "entropy", "margin@both"]
+    names = [arm.name for arm in arms_of(tiny_config(), ["query.model=both"], ["entropy@both", "entropy@global"])]
+    assert names[2:4] == ["entropy", "entropy@global"]
 
 
 def test_another_comparison_is_not_mixed_in(tiny_config: Callable[..., Path], tmp_path: Path) -> None:

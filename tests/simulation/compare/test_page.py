@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import client.app
 from configs.load import load
-from simulation.compare.arms import TWIN, arms_of
+from simulation.compare.arms import ALL_LABELS, TWIN, arms_of
 from simulation.compare.page import write_page
 from simulation.compare.record import Point, Ran, read
 from simulation.compare.run import compare
+from simulation.run import show_curve
 
 
 @pytest.fixture
@@ -75,6 +79,35 @@ def test_faults_of_sites_are_told_since_they_choose_by_chance_then(
     told = {name: read(folder / "runs" / f"{name}-seed0" / "record.json") for name in ("entropy", "random_fg")}
     assert {name: ran.refused for name, ran in told.items() if ran} == {"entropy": 2, "random_fg": 0}
     assert "Sites had faults in 1 run (entropy, seed 0)" in (folder / "compare.html").read_text()
+    faults = "Faults of sites: south at assess in cycle 1 (storage), south at assess in cycle 2 (storage)."
+    assert faults in on_console(folder / "runs" / "entropy-seed0" / "all")
+    assert "Faults" not in on_console(folder / "runs" / "random-seed0" / "all")
+
+
+def on_console(folder: Path) -> str:
+    """What stands beneath a run's learning curve."""
+    text = io.StringIO()
+    show_curve(folder, Console(file=text, width=200))
+    return text.getvalue()
+
+
+def test_budgets_that_leave_nothing_to_choose_are_told(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """All is annotated in the second cycle of one of three arms; both randoms chose alike."""
+    config = tiny_config()
+    points = [flat(labels, 0.5, fold=0) for labels in (8, 16)]
+    whole = [points[0], replace(points[1], foreground=1.0)]
+    runs = [Ran(arm, 0, tuple(points), seconds=1.0) for arm in ("random", "random_fg")]
+    write_page(
+        tmp_path,
+        load(config, []),
+        arms_of(config, [], ["entropy"]),
+        [*runs, Ran("entropy", 0, tuple(whole), seconds=1.0), Ran(ALL_LABELS, 0, tuple(whole), seconds=1.0)],
+        seeds=1,
+        command="wardround compare",
+    )
+    told = (tmp_path / "compare.html").read_text()
+    assert "In 1 run everything is annotated from cycle 2 on, where there is nothing left to choose" in told
+    assert "random and random_fg chose the same in every run" in told
 
 
 def test_what_the_numbers_are_over_is_told(page: Callable[..., str]) -> None:

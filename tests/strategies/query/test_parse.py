@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from strategies import query
 from strategies.query import BEFORE_TRAINING, STRATEGIES, query_names
 from strategies.query.parse import parse_query
 from strategies.query.strategy import Model, Seen
@@ -88,6 +93,7 @@ def test_before_training_no_model_is_asked() -> None:
         ("random+power", "power chooses by a score, and random gives its cases none"),
         ("coreset+stochastic", "stochastic chooses by a score, and coreset gives its cases none"),
         ("entropy+power+stochastic", "unknown query strategy"),
+        ("entropy,badge", "names stand apart by spaces, not commas"),
         ("", "unknown query strategy"),
         ("+power", "unknown query strategy"),
     ],
@@ -98,6 +104,11 @@ def test_unknown_names_are_told_the_nearest_and_the_list(text: str, message: str
     assert ", ".join(STRATEGIES) in str(caught.value)
 
 
+def test_the_cap_comes_last() -> None:
+    with pytest.raises(ValueError, match=r"\+cap comes last, as in 'entropy\+power\+cap'"):
+        parse_query("entropy+cap+power")
+
+
 def test_one_pass_each_compares_models_without_dropout() -> None:
     assert parse_query("bald", passes=1).passes == 1
 
@@ -106,3 +117,23 @@ def test_one_pass_each_compares_models_without_dropout() -> None:
 def test_too_few_passes_are_refused(passes: int) -> None:
     with pytest.raises(ValueError, match=r"query\.passes"):
         parse_query("bald", passes=passes)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import nothing_of_that_name", r"can't be imported: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("1 / 0", r"can't be imported: ZeroDivisionError"),
+        ("OTHER = 1", r"must hold MY_OWN = Strategy\(\.\.\.\); it holds none"),
+        ("MY_OWN = 1", r"must hold MY_OWN = Strategy\(\.\.\.\); it holds int"),
+    ],
+)
+def test_a_file_that_holds_no_strategy_is_told(text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of somebody's own strategy: in the table, and not quite right yet."""
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr(query, "__path__", [*query.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "strategies.query.mine", raising=False)
+    monkeypatch.setitem(query.STRATEGIES, "my-own", query.Entry("mine", "nobody", "none"))
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=rf"strategies/query/mine\.py, where .* my-own is, {told}"):
+        parse_query("my-own+cap")
