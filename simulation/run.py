@@ -169,8 +169,8 @@ def show_curve(folder: Path, console: Console) -> None:
     if faults:
         told = ", ".join(faults[:MOST_FAULTS]) + (f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else "")
         console.print(
-            f"Faults of sites: {told}. These steps went on without them: Dice is over the others, and a site that could not score its "
-            "pool asked for cases by chance. Each site.log says what it was.",
+            f"Faults of sites: {told}. These steps went on without them: Dice is over the others, and a site that could not "
+            "score its pool asked for cases by chance. Each site.log says what it was.",
             highlight=False,
             soft_wrap=True,
         )
