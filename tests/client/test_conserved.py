@@ -13,6 +13,16 @@ from client.faults import SiteFault
 from client.store import Store
 
 
+def asked(path: Path) -> Store:
+    """A site that adds up: two of its cases were requested, and the second is labelled."""
+    store = filled(path)
+    first, second, *_ = [case.id for case in store.cases("unlabelled")]
+    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
+    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
+    store.check_conserved()
+    return store
+
+
 @pytest.mark.parametrize(
     ("statement", "told"),
     [
@@ -30,11 +40,7 @@ from client.store import Store
     ],
 )
 def test_a_pool_that_does_not_add_up_is_found(tmp_path: Path, statement: str, told: str) -> None:
-    store = filled(tmp_path / "site.db")
-    first, second, *_ = [case.id for case in store.cases("unlabelled")]
-    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
-    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
-    store.check_conserved()
+    store = asked(tmp_path / "site.db")
     with store._engine.begin() as connection:
         connection.execute(text(statement))
     with pytest.raises(SiteFault, match=told):
@@ -83,11 +89,7 @@ OF_A_PATIENT = "\"case\" IN (SELECT id FROM cases WHERE patient = 'p0')"
 def test_what_is_gone_is_missed_though_the_rest_adds_up(
     tmp_path: Path, statements: list[str], told: str, *, before: bool
 ) -> None:
-    store = filled(tmp_path / "site.db")
-    first, second, *_ = [case.id for case in store.cases("unlabelled")]
-    store.request("run", 0, cases=2, choices=choices(first, second), tick=1)
-    store.add_label(second, np.ones((2, 3), np.uint8), run="run", cycle=0, tick=1, annotator="oracle")
-    store.check_conserved()
+    store = asked(tmp_path / "site.db")
     with store._engine.begin() as connection:
         if not before:
             connection.execute(text("DELETE FROM meta WHERE key LIKE 'kept %'"))
