@@ -88,7 +88,7 @@ def render(record: Record) -> str:
     return environment.get_template("report.html.j2").render(
         record=record,
         status=_status_text(record),
-        lead=_lead(record, settings),
+        lead=_lead(record, settings, problems),
         facts=_facts(record, settings),
         tiles=tiles(record, points, settings),
         points=points,
@@ -213,12 +213,14 @@ def _status_text(record: Record) -> str:
     return f"interrupted in {where}{resumed}"
 
 
-def _lead(record: Record, settings: Mapping[str, Any]) -> str:
-    """What the run was, in a sentence."""
+def _lead(record: Record, settings: Mapping[str, Any], problems: Sequence[sums.Problem]) -> str:
+    """What the run was, in a few sentences."""
     sites = count(len(record.sites), "site")
     classes = f"{count(len(record.classes), 'class')}: {', '.join(record.classes)}" if record.classes else "classes not recorded"
     strategy = _section(settings, "query").get("strategy")
     asked = f" Cases for the experts were chosen by the strategy “{plain(strategy)}”." if strategy else ""
+    if asked and any(problem.step == "assess" and problem.code not in (None, "nothing-labelled") for problem in problems):
+        asked += " A site that could not score its pool, among the refusals below, asked by chance in that cycle."
     return f"{sites} trained one segmentation model together ({classes}).{asked}"
 
 

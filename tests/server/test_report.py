@@ -175,6 +175,19 @@ def test_refusals_and_late_sites_are_told_with_their_meaning(tmp_path: Path) -> 
     assert ">2 of 4</text>" in html
 
 
+def test_choosing_by_chance_for_want_of_scores_is_told_with_the_strategy(tmp_path: Path) -> None:
+    lines = events(troubles=True)
+    chance = "A site that could not score its pool, among the refusals below, asked by chance in that cycle."
+
+    def told(code: str | None) -> str:
+        refusal = {"event": "refused", "cycle": 1, "round": 0, "step": "assess", "sites": {"B": {"code": code}}}
+        return page(write_run(tmp_path, [*lines[:-1], *[refusal] * bool(code), lines[-1]], configuration=CONFIGURATION)).words
+
+    assert f"chosen by the strategy “entropy”. {chance}" in told("invariant-broken")
+    assert chance not in told("nothing-labelled")
+    assert chance not in told(None)  # one site refused to train, one was late
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5, 6, 8, 10, 11])
 def test_a_run_killed_after_any_line_gets_a_report(tmp_path: Path, after: int) -> None:
     lines = events(sites=("A", "B"), classes=("liver",), cycles=2, rounds=1)
