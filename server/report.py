@@ -219,7 +219,7 @@ def _lead(record: Record, settings: Mapping[str, Any], problems: Sequence[sums.P
     classes = f"{count(len(record.classes), 'class')}: {', '.join(record.classes)}" if record.classes else "classes not recorded"
     strategy = _section(settings, "query").get("strategy")
     asked = f" Cases for the experts were chosen by the strategy “{plain(strategy)}”." if strategy else ""
-    if asked and any(problem.step == "assess" and problem.code not in (None, "nothing-labelled") for problem in problems):
+    if asked and any(problem.step == "assess" and problem.is_fault for problem in problems):
         asked += " A site that could not score its pool, among the refusals below, asked by chance in that cycle."
     return f"{sites} trained one segmentation model together ({classes}).{asked}"
 

@@ -76,6 +76,11 @@ class Problem:
     reference: str
 
     @property
+    def is_fault(self) -> bool:
+        """Something was wrong at the site; to wait for a first label is nothing wrong, and late replies are counted apart."""
+        return self.code not in (None, "nothing-labelled")
+
+    @property
     def meaning(self) -> str:
         if self.code is None:
             return LATE

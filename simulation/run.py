@@ -19,7 +19,8 @@ from configs.schema import Run
 from server.app import coordinate
 from server.progress import progress_for
 from server.report import build_report
-from server.report_data import Record, learning_curve, per_site, read_record
+from server.report_data import Record, learning_curve, read_record
+from server.report_sums import problems
 from server.rounds import Progress
 from simulation.cluster import end_leftovers, run_on_cluster
 from simulation.inline import InlineGrid
@@ -178,14 +179,9 @@ def show_curve(folder: Path, console: Console) -> None:
 
 
 def _faults(record: Record) -> list[str]:
-    """Each step that a site had a fault in; to wait for a first label is none."""
-    return [
-        f"{site} at {event['step']} in cycle {event['cycle']} ({told['code']})"
-        for event in record.events
-        if event["event"] == "refused"
-        for site, told in per_site(event).items()
-        if told.get("code") != "nothing-labelled"
-    ]
+    """Each step that a site had a fault in."""
+    faults = (problem for problem in problems(record) if problem.is_fault)
+    return [f"{fault.site} at {fault.step} in cycle {fault.cycle} ({fault.code})" for fault in faults]
 
 
 def _differences(before: Run, after: Run) -> list[str]:

@@ -20,6 +20,7 @@ from client.store import Store
 from configs.files import write_text
 from configs.schema import Run
 from server.report_data import number, per_site, read_record
+from server.report_sums import problems
 from strategies.query import STRATEGIES
 
 
@@ -193,8 +194,7 @@ def _part(folder: Path) -> _Part:
     for store in stores.values():
         store.close()
     end = record.end
-    faults = [told for event in record.events if event["event"] == "refused" for told in per_site(event).values()]
-    refused = sum(told.get("code") != "nothing-labelled" for told in faults)
+    refused = sum(problem.is_fault for problem in problems(record))
     return _Part(found, float(number(end.get("seconds")) or 0.0) if end else 0.0, pool, refused, record.start)
 
 
