@@ -12,6 +12,7 @@ the highest area under the learning curve on *validation* patients so far. Test 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -72,19 +73,19 @@ def half_of_labels(numbers: Numbers, best: str, *, target: float = 0.95) -> tupl
 
 def table(numbers: Numbers) -> list[str]:
     """A row for each arm, best AUBC on validation patients first."""
-    lines = [
-        "| strategy | AUBC, validation | AUBC, test | to random_fg | to random | over minutes | final | worst | to 95 % |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    dice = ("AUBC, validation", "AUBC, test", "to random_fg", "to random", "over minutes", "final", "worst")
+    columns = ("strategy", *dice, "foreground", "to 95 %")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, line in sorted(numbers.lines.items(), key=lambda item: -item[1].validation):
         cells = [_seen_from(name, numbers.against(name)), _against(numbers.pairs, name, "random")]
         cells.append(_seen_from(name, numbers.against(name, minutes=True)))
         reached = [_reached(of.get(0.95)) for of in (line.reach_labels, line.reach_minutes)]
         worst = "–" if line.worst is None else f"{line.worst:.3f}"
-        dice = f"{line.aubc[0]:.3f} [{line.aubc[1]:.3f}, {line.aubc[2]:.3f}]"
+        shown = statistics.mean(ran.points[-1].foreground for ran in numbers.by_arm[name])
+        aubc = f"{line.aubc[0]:.3f} [{line.aubc[1]:.3f}, {line.aubc[2]:.3f}]"
         lines.append(
-            f"| {name} | {line.validation:.3f} | {dice} | {' | '.join(cells)} | {line.final[0]:.3f} | {worst} | "
-            f"{', '.join(reached)} |"
+            f"| {name} | {line.validation:.3f} | {aubc} | {' | '.join(cells)} | {line.final[0]:.3f} | {worst} | "
+            f"{shown:.1%} | {', '.join(reached)} |"
         )
     return lines
 
@@ -106,7 +107,12 @@ def verdicts(numbers: Numbers) -> list[str]:
     pairs = [pair for pair in numbers.pairs if not {pair.ours, pair.theirs} & {ALL_LABELS, ALONE}]
     clear = [pair for pair in pairs if pair.is_clear]
     text = f"Of {len(pairs)} pairs of strategies {len(clear)} can be told apart (Holm-corrected, all {len(numbers.pairs)} pairs)"
-    return [f"{text}:", "", *(f"- {pair.verdict(pair.ours)}" for pair in clear), ""] if clear else [f"{text}.", ""]
+    behind: dict[str, list[str]] = {}
+    for pair in clear:
+        better, worse = sorted((pair.ours, pair.theirs), key=lambda arm: -pair.seen_from(arm)[0])
+        behind.setdefault(worse, []).append(better)
+    sentences = [f"- {worse} is worse than {', '.join(sorted(better))}." for worse, better in behind.items()]
+    return [f"{text}:", "", *sentences, ""] if clear else [f"{text}.", ""]
 
 
 def remarks(stage: Stage, numbers: Numbers) -> list[str]:
@@ -162,10 +168,10 @@ def panel(stage: Stage, numbers: Numbers) -> Panel:
     """AUBC of each strategy against random_fg."""
     rows = [
         Row(name, *pair.seen_from(name))
-        for name in sorted(numbers.lines, key=lambda name: -numbers.lines[name].aubc[0])
+        for name in numbers.lines
         if (name in EVERY or name == "random") and (pair := numbers.against(name)) is not None
     ]
-    return Panel(DATA[stage.name].split(":")[0], rows)
+    return Panel(DATA[stage.name].split(":")[0], sorted(rows, key=lambda row: -row.mean))
 
 
 def compose() -> None:
@@ -181,10 +187,11 @@ def compose() -> None:
         "Every cycle trains from the same initial weights in the same steps, so that a curve rises by labels alone; hospitals",
         "and held-out patients are the same for all strategies. AUBC is the mean Dice over the budgets that all curves share.",
         "To random_fg (with the same head), to random: its difference; over minutes: the difference to random_fg of the mean",
-        "Dice over expert minutes, by the stated model (`[cost]`). Final: Dice after the last, worst: of the worst site. To",
-        "95 %: labels and minutes that it took to 95 % of the Dice with all labels; more than (>) where some runs never came so",
-        "far. Brackets are 95 % intervals, of differences paired by seed and patient. Patients are bootstrapped; seeds, too few",
-        "to resample, are drawn from a t distribution as wide as they lie apart in all pairs of strategies, or in that one.",
+        "Dice over expert minutes, by the stated model (`[cost]`). Final: Dice after the last, worst: of the worst site.",
+        "Foreground: the share of all pixels of structures in the pools that its labels show in the end. To 95 %: labels and",
+        "minutes that it took to 95 % of the Dice with all labels; more than (>) where some runs never came so far. Brackets are",
+        "95 % intervals, of differences paired by seed and patient. Patients are bootstrapped; seeds, too few to resample, are",
+        "drawn from a t distribution as wide as they lie apart in all pairs of strategies, or in that one.",
         "",
         query_runs.scale.chosen,
         "",
