@@ -8,7 +8,8 @@ at any moment loses the work on one site or hospital; the next call goes on ther
     data/prepared.json              which settings all of it was made from, the sites, and warnings
     sites/<name>/site.toml          settings of the site, annotator "oracle"
     sites/<name>/images.csv         patient, image (its name), path, role, truth (of held-out patients only), start
-    sites/<name>/hidden/            masks of the pool as the expert draws them, when, and the mark of a finished site
+    sites/<name>/hidden/            masks of the pool as the expert draws them, and the mark of a finished site
+    sites/<name>/schedule.json      when the expert answers
 
 Everything random follows from `split_seed` (data, sites, held-out patients) and `seed` (the experts), by name of site
 and case, so that neither order nor interruption changes a byte.
@@ -186,16 +187,21 @@ def _prepare_site(run: Run, out: Path, name: str, sources: Sequence[Source], sty
             f"site {name}: none of its {len(sources)} masks shows a pixel of {', '.join(run.class_names)}. "
             "Check the label values or ROI names in [classes], or leave the site out of the index"
         )
+    write_schedule(run, folder, [case for cases in shown.values() for case in cases])
+    _write_json(marker, {"pixels": pixels.tolist()})
+    return pixels
+
+
+def write_schedule(run: Run, folder: Path, case_ids: Iterable[str]) -> None:
+    """When the expert of the site in `folder` answers, for all cases that may be asked for."""
     plan = schedule(
-        [case for cases in shown.values() for case in cases],
+        case_ids,
         delay=run.experts.delay,
         absence=run.experts.absence,
         cycles=run.federation.cycles,
-        rng=numpy_rng(run.seed, "schedule", name),
+        rng=numpy_rng(run.seed, "schedule", folder.name),
     )
-    _write_json(folder / "hidden" / "schedule.json", dict(plan))
-    _write_json(marker, {"pixels": pixels.tolist()})
-    return pixels
+    _write_json(folder / "schedule.json", dict(plan))
 
 
 def write_site_toml(run: Run, folder: Path) -> None:

@@ -46,14 +46,15 @@ def none_read_in_vain(site: Site) -> Iterator[None]:
 
 
 class Oracle:
-    """Reads `hidden/` of the workspace, which nothing else reads, and has the site count every reading."""
+    """Reads `hidden/` of the workspace, which nothing else reads, and has the site count every reading. Answers when
+    `schedule.json` beside it says."""
 
     name = "oracle"
 
     def __init__(self, site: Site, plan: Plan, *, run: str) -> None:
         self._site = site
         self._proposals = Proposals(site, plan, run=run) if plan.cost.proposals else None
-        path = site.workspace / "hidden" / "schedule.json"
+        path = site.workspace / "schedule.json"
         try:
             schedule = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -1,11 +1,13 @@
 """The hospitals of a comparison, made once for each seed, and lent to every run.
 
-A run has a database and models of its own. Hidden labels, the cut and scaled images, held-out truth and SAM's embeddings are
-those of the comparison: they follow from the images alone, and making them anew would take longer than many a run.
+A run has a database and models of its own, and experts who answer when its own configuration says. Hidden labels, the cut and
+scaled images, held-out truth and SAM's embeddings are those of the comparison: they follow from the images alone, and making
+them anew would take longer than many a run.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,7 +18,7 @@ from client.store import Store
 from configs.files import write_bytes, write_text
 from configs.load import dump
 from configs.schema import Run
-from simulation.prepare import prepare, write_site_toml
+from simulation.prepare import prepare, write_schedule, write_site_toml
 from simulation.sources import Progress
 from strategies.query.budget import proportional
 from strategies.query.units import unit_of
@@ -52,6 +54,7 @@ def lend(made: Path, names: Sequence[str], run: Run, folder: Path, *, cache: Pat
         shutil.copyfile(own / "images.csv", site / "images.csv")
         _link(site / "hidden", own / "hidden")
         _link(site / "cache", cache / name)
+        write_schedule(run, site, json.loads((own / "schedule.json").read_text())["delay"])
         if not (site / "site.db").exists():
             write_bytes(site / "site.db", (own / "site.db").read_bytes())  # closed, so that its journal is empty
     write_text(folder / "config.toml", dump(run))  # last: a folder without it was not finished
@@ -80,6 +83,9 @@ def lone_runs(run: Run, made: Path, names: Sequence[str]) -> list[Run]:
 
 
 def _link(link: Path, target: Path) -> None:
+    """Where the comparison's folder was moved since, links are made anew."""
     target.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() != target.resolve():
+        link.unlink()
     if not link.is_symlink():
         link.symlink_to(target.resolve(), target_is_directory=True)

@@ -56,7 +56,7 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
         reached=_reached,
     )
     lines, folds = list(numbers.lines.values()), max(1, run.split.folds)
-    done, wanted = sum(map(len, numbers.by_arm.values())), len(arms) * seeds * folds
+    done, wanted = numbers.ended, len(arms) * seeds * folds
     full = None if numbers.full is None or numbers.above else statistics.mean(numbers.full.values())
     plots = {
         over: curve_plot(curves, lines, over=over, ceiling=full)
@@ -107,6 +107,12 @@ def _lead(numbers: Numbers) -> str:
     lines = numbers.lines
     asked = [line for line in lines.values() if line.arm not in (*ALWAYS, TWIN, ALL_LABELS, ALONE)]
     best = max(asked, key=numbers.gain, default=None)
+    if numbers.nobody:
+        return (
+            f"Nothing can be compared: in some fold there is no {' and no '.join(numbers.nobody)} patient whose Dice is known in "
+            "every run. Who has none shows no structure: hold out more patients, with split.validation_fraction and "
+            "split.test_fraction."
+        )
     if best is None:
         return "No strategy has been run yet; --query names those that are compared."
     better = [arm for arm in dict.fromkeys((*ALWAYS, reference_of(best.arm, lines))) if arm in lines]
@@ -166,7 +172,17 @@ def _notes(numbers: Numbers, missing: int, stopped: Sequence[str], *, seeds: int
         notes.append(
             f"{count(numbers.left_out, 'held-out patient')} without a structure left out: a Dice is not known in every run."
         )
-    faulty = [f"{ran.arm}, seed {ran.seed}" + (f", fold {ran.fold}" if folds > 1 else "") for ran in runs if ran.refused]
+    if numbers.unassessed:
+        lost = [
+            f"{_name(ran, folds)} ({', '.join(sorted({site for point in ran.points for site in point.unassessed}))})"
+            for ran in numbers.unassessed
+        ]
+        notes.append(
+            f"{count(len(lost), 'run')} left out, since a site told no Dice in some cycle, because of a fault: "
+            f"{'; '.join(lost)}. Mend it (each site.log says what it was), delete those runs' folders, and the same command "
+            "makes them anew."
+        )
+    faulty = [_name(ran, folds) for ran in runs if ran.refused]
     if faulty:
         notes.append(
             f"Sites had faults in {count(len(faulty), 'run')} ({'; '.join(faulty)}) and left steps out; one that can't score its "
@@ -176,6 +192,10 @@ def _notes(numbers: Numbers, missing: int, stopped: Sequence[str], *, seeds: int
         if len(told) > 1:
             notes.append(f"The runs are of {len(told)} {what}: {', '.join(sorted(told))}.")
     return notes
+
+
+def _name(ran: Ran, folds: int) -> str:
+    return f"{ran.arm}, seed {ran.seed}" + (f", fold {ran.fold}" if folds > 1 else "")
 
 
 def _needed(arms: Sequence[Arm]) -> str:

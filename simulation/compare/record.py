@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Point:
         validation, test: patient (`site/patient`) to mean Dice over classes and volumes.
         worst_test: the lowest mean test Dice of a site; None where no site has a test patient with a structure to find.
         bytes: that all sites and the coordinator had sent each other.
+        unassessed: sites that told no Dice, because of a fault.
     """
 
     labels: int
@@ -44,6 +45,7 @@ class Point:
     test: dict[str, float]
     worst_test: float | None
     bytes: int
+    unassessed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _part(folder: Path) -> _Part:
             cycle = int(event["cycle"])
             first = {site: costs[site][: labelled.get(site, 0)] for site in stores}
             dice = {role: _dice(stores, cycle, role) for role in ("validation", "test")}
+            known = {patient.partition("/")[0] for of in dice.values() for patient in of}
             found.append(
                 Point(
                     labels=int(event["labels_total"]),
@@ -189,6 +192,7 @@ def _part(folder: Path) -> _Part:
                     test=dice["test"],
                     worst_test=number(event.get("dice_worst_test")),
                     bytes=sent,
+                    unassessed=sorted(stores.keys() - sites.keys() - known),
                 )
             )
     for store in stores.values():
@@ -208,6 +212,7 @@ def _merged(points: tuple[Point, ...], pools: Sequence[int]) -> Point:
         test={patient: dice for point in points for patient, dice in point.test.items()},
         worst_test=min((point.worst_test for point in points if point.worst_test is not None), default=None),
         bytes=0,  # who trains alone sends nothing
+        unassessed=sorted(site for point in points for site in point.unassessed),
     )
 
 

@@ -57,7 +57,7 @@ def with_noise(site: Site, copy: Path) -> Site:
 def asks_for(site: Site, plan: Plan, weights: Weights, *, cases: int) -> Asked:
     """Train a round, score the pool and carry a grant out, as the messages of a cycle do; experts take their time."""
     schedule = {"delay": {case.id: 99 for case in site.store.cases("unlabelled")}, "absent_cycles": []}
-    (site.workspace / "hidden" / "schedule.json").write_text(json.dumps(schedule))
+    (site.workspace / "schedule.json").write_text(json.dumps(schedule))
     last = plan.train.rounds_per_cycle
     request = Request(cycle=1, round=last, tick=2, total_steps=8, grant=cases, mean_balance=0.5, run="r")
     for handler, kind in ((train_round, TRAIN), (assess, ASSESS), (annotate, ANNOTATE)):

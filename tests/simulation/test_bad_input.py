@@ -145,7 +145,7 @@ def test_a_wrong_list_of_images_is_explained_by_line_and_names_no_patient(
 def test_a_site_with_no_label_yet_sits_out_and_the_others_train(tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config(cycles=1)
     folder = simulate(config, out=tmp_path / "run", prepare_only=True)
-    schedule = folder / "sites" / "south" / "hidden" / "schedule.json"
+    schedule = folder / "sites" / "south" / "schedule.json"
     schedule.write_text('{"delay": {}, "absent_cycles": [0, 1]}')
     simulate(config, out=folder, resume=True)
     assert refusals(folder)["south"]["code"] == "nothing-labelled"

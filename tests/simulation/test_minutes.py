@@ -64,7 +64,7 @@ def test_minutes_and_balance_wait_for_labels_of_enough_patients(tiny_config: Con
 def test_a_site_without_a_label_does_not_hide_what_the_others_spent(tiny_config: Config, tmp_path: Path) -> None:
     config, options = tiny_config(cycles=1, rounds_per_cycle=1, local_steps=1), ["federation.deadline_polls=1"]
     folder = simulate(config, options, out=tmp_path / "run", prepare_only=True)
-    (folder / "sites" / "south" / "hidden" / "schedule.json").write_text('{"delay": {}, "absent_cycles": [0, 1]}')
+    (folder / "sites" / "south" / "schedule.json").write_text('{"delay": {}, "absent_cycles": [0, 1]}')
     simulate(config, options, out=folder, resume=True)
     (point,) = learning_curve(folder)
     assert point.labels == 4

@@ -150,7 +150,7 @@ def test_the_schedule_knows_every_case_of_the_pool_and_no_other(tmp_path: Path) 
     for name in ("A", "B"):
         site = tmp_path / "out" / "sites" / name
         key = site_key(name, split_seed=0)
-        plan = json.loads((site / "hidden" / "schedule.json").read_text())
+        plan = json.loads((site / "schedule.json").read_text())
         pool = [row for row in listed(site) if row["role"] == "pool"]
         wanted = {
             f"{keyed_hash(row['patient'], key=key)}.{keyed_hash(row['image'], key=key)}.{index:04d}"

@@ -30,7 +30,7 @@ def site_and_plan(tiny_config: Callable[..., Path], tmp_path: Path) -> tuple[Sit
 
 
 def set_schedule(site: Site, *, delay: dict[str, int] | None = None, absent: list[int] | None = None) -> None:
-    path = site.workspace / "hidden" / "schedule.json"
+    path = site.workspace / "schedule.json"
     path.write_text(json.dumps({"delay": delay or {}, "absent_cycles": absent or []}))
 
 
@@ -109,6 +109,6 @@ def test_more_than_the_pool_is_the_pool(site_and_plan: tuple[Site, Plan]) -> Non
 
 def test_a_missing_schedule_is_told(site_and_plan: tuple[Site, Plan]) -> None:
     site, plan = site_and_plan
-    (site.workspace / "hidden" / "schedule.json").unlink()
+    (site.workspace / "schedule.json").unlink()
     with pytest.raises(SiteFault, match=r"schedule\.json"):
         Oracle(site, plan, run="r")

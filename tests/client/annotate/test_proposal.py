@@ -44,7 +44,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def slow_expert(site: Site) -> None:
     """No label comes before tick 100."""
     delays = {case.id: 100 for case in site.store.cases("unlabelled")}
-    (site.workspace / "hidden" / "schedule.json").write_text(json.dumps({"delay": delays, "absent_cycles": []}))
+    (site.workspace / "schedule.json").write_text(json.dumps({"delay": delays, "absent_cycles": []}))
 
 
 def test_the_model_is_read_once_however_many_requests_wait_and_not_again_for_those_that_have_a_proposal(

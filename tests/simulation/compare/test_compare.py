@@ -195,6 +195,9 @@ def test_a_run_that_can_not_go_on_leaves_the_others_their_page(tiny_config: Call
         assert "3 of 4 runs" in page
         assert "Stopped short, with too few sites that could answer: each site alone, seed 0 (" in page
         assert "Sites had faults" not in page, "to wait for an expert is none"
+    whole = record.read(out / "runs" / "all_labels-seed0" / "record.json")
+    assert whole is not None
+    assert whole.points[-1].foreground == 1.0, "with all labels experts answer at once"
 
 
 @pytest.mark.parametrize("rule", ["fixed", "proportional"])

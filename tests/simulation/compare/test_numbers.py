@@ -190,9 +190,33 @@ def test_folds_overlap_by_whom_they_train_on_who_are_not_those_that_validate() -
         return Ran("x", 0, (Point(10, 10.0, 0.1, validated, tested, 0.5, 0),), seconds=1.0, fold=fold)
 
     folds = [of(0, "ab", "c"), of(1, "cd", "a"), of(2, "ef", "a")]
-    assert overlap_of(folds) == pytest.approx(2 / 3)
-    assert overlap_of([replace(one, arm="y", seed=1) for one in folds] + folds) == pytest.approx(2 / 3)
-    assert overlap_of(folds[:1]) == 0.0, "one fold is all that there is"
+    assert overlap_of(folds, unit="fold") == pytest.approx(2 / 3)
+    assert overlap_of([replace(one, arm="y", seed=1) for one in folds] + folds, unit="fold") == pytest.approx(2 / 3)
+    assert overlap_of(folds[:1], unit="fold") == 0.0, "one fold is all that there is"
+
+
+def test_seeds_are_as_sure_in_folds_as_without() -> None:
+    """Four patients, at once or in two folds of two: to train on the same patients is nothing that seeds have in common there."""
+
+    def widths(folds: int) -> list[float]:
+        runs = [
+            ran(arm, seed, {10: {f"p{n}": 0.5 + 0.01 * seed * gain + 0.02 * n * gain for n in range(fold, 4, folds)}}, fold=fold)
+            for arm, gain in (("x", 0), ("y", 1))
+            for seed in range(3)
+            for fold in range(folds)
+        ]
+        numbers = numbers_of(["x", "y"], runs, folds=folds)
+        return [high - low for _, low, high in (numbers.pairs[0].difference, numbers.lines["y"].aubc)]
+
+    assert widths(2) == pytest.approx(widths(1), rel=0.05)
+
+
+def test_of_one_test_patient_nothing_is_told_apart() -> None:
+    runs = [ran(arm, seed, {10: {"a": dice}, 20: {"a": dice}}) for arm, dice in (("x", 0.2), ("y", 0.9)) for seed in range(4)]
+    (pair,) = numbers_of(["x", "y"], runs, folds=1).pairs
+    assert not pair.is_clear
+    assert pair.no_worse("y") is None
+    assert pair.verdict("y") == "Can't tell y from x with 4 seeds and one test patient."
 
 
 def test_an_arm_with_a_head_of_its_own_has_to_beat_chance_with_that_head() -> None:
@@ -256,8 +280,8 @@ def test_seeds_that_lie_apart_in_other_pairs_make_a_lucky_one_less_sure() -> Non
     ("difference", "no_worse"), [((0.0, -WORSE_BY, 0.1), True), ((0.0, -0.011, 0.1), None), ((-0.05, -0.08, -0.011), False)]
 )
 def test_no_worse_needs_the_whole_interval(difference: tuple[float, float, float], no_worse: bool | None) -> None:
-    assert Pair("x", "y", difference, 1.0, 3).no_worse("x") is no_worse
-    assert Pair("x", "y", difference, 1.0, 2).no_worse("x") is None, "of two seeds"
+    assert Pair("x", "y", difference, 1.0, 3, "seed", 2).no_worse("x") is no_worse
+    assert Pair("x", "y", difference, 1.0, 2, "seed", 2).no_worse("x") is None, "of two seeds"
 
 
 def test_efficiency_is_of_the_mean_curve_and_none_where_it_jumps_at_once() -> None:
@@ -278,3 +302,22 @@ def test_patients_whose_dice_is_not_known_throughout_are_left_out_and_counted() 
     assert left_out == 2, "b, of validation and of test"
     assert all(set(p.test) == ({"a"} if r.fold == 0 else {"c"}) for r in kept for p in r.points)
     assert same_patients([replace(r) for r in runs[:1]])[1] == 0
+
+
+def test_a_run_in_which_a_site_told_no_dice_does_not_count_and_takes_nobody_from_the_others() -> None:
+    whole = [ran(arm, seed, RISING) for arm in "xy" for seed in range(2)]
+    away = replace(whole[0].points[1], test={"a": 0.6}, validation={"a": 0.6}, unassessed=["site_b"])
+    partly = replace(whole[0], points=(whole[0].points[0], away, whole[0].points[2]))
+    numbers = numbers_of(["x", "y"], [partly, *whole[1:]], folds=1)
+    assert numbers.unassessed == [partly]
+    assert (numbers.ended, numbers.left_out) == (4, 0)
+    assert [one.seed for one in numbers.by_arm["x"]] == [1]
+    assert numbers.lines["y"].aubc[0] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_nothing_is_compared_where_a_fold_has_nobody_whose_dice_is_known(role: str) -> None:
+    runs = folded("x", folds=2)
+    runs[1] = replace(runs[1], points=tuple(replace(one, **{role: {}}) for one in runs[1].points))  # type: ignore[arg-type]
+    numbers = numbers_of(["x"], runs, folds=2)
+    assert (numbers.nobody, numbers.lines, numbers.ended) == ([role], {}, 2)

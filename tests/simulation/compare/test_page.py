@@ -64,24 +64,48 @@ def test_a_head_is_no_merit_of_the_strategy_that_needs_it(page: Callable[..., st
     assert f"feal: against {TWIN}, which has the same head." in told
 
 
-def test_faults_of_sites_are_told_since_they_choose_by_chance_then(
-    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, assess = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), vars(client.app)["score"]
+def test_faults_of_sites_are_told(tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that can't score asks by chance; where one tells no Dice the run does not count, as it has other patients."""
+    config = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1)
+    assess, dice = vars(client.app)["score"], vars(client.app)["evaluate"]
 
     def fails(site: Any, plan: Any, strategy: Any, *args: Any, **more: Any) -> Any:
         if site.name == "south" and strategy.name == "entropy":
             raise OSError("the disk is away")
         return assess(site, plan, strategy, *args, **more)
 
+    def tells_none(site: Any, *args: Any, **more: Any) -> Any:
+        if site.name == "west" and "random_fg-seed0" in str(site.workspace):
+            raise OSError("the disk is away")
+        return dice(site, *args, **more)
+
     monkeypatch.setattr("client.app.score", fails)
+    monkeypatch.setattr("client.app.evaluate", tells_none)
     folder = compare(config, [], queries=["entropy"], seeds=[0], out=tmp_path / "compare")
-    told = {name: read(folder / "runs" / f"{name}-seed0" / "record.json") for name in ("entropy", "random_fg")}
-    assert {name: ran.refused for name, ran in told.items() if ran} == {"entropy": 2, "random_fg": 0}
-    assert "Sites had faults in 1 run (entropy, seed 0)" in (folder / "compare.html").read_text()
+    told = {name: read(folder / "runs" / f"{name}-seed0" / "record.json") for name in ("entropy", "random_fg", "random")}
+    assert {name: ran.refused for name, ran in told.items() if ran} == {"entropy": 2, "random_fg": 2, "random": 0}
+    away = {name: [list(point.unassessed) for point in ran.points] for name, ran in told.items() if ran}
+    assert away == {"entropy": [[], []], "random_fg": [["west"], ["west"]], "random": [[], []]}
+    page = (folder / "compare.html").read_text()
+    assert "Sites had faults in 1 run (entropy, seed 0)" in page
+    assert "1 run left out, since a site told no Dice in some cycle, because of a fault: random_fg, seed 0 (west)" in page
     faults = "Faults of sites: south at assess in cycle 1 (storage), south at assess in cycle 2 (storage)."
     assert faults in on_console(folder / "runs" / "entropy-seed0" / "all")
     assert "Faults" not in on_console(folder / "runs" / "random-seed0" / "all")
+
+
+def test_where_nobody_held_out_has_a_dice_the_page_says_so(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = tiny_config()
+    point = flat(8, 0.5, fold=0)
+    for lacking, told in (
+        (replace(point, test={}), "there is no test patient"),
+        (replace(point, validation={}), "there is no validation patient"),
+        (replace(point, test={}, validation={}), "there is no validation and no test patient"),
+    ):
+        runs = [Ran("random", 0, (point,), seconds=1.0), Ran("random_fg", 0, (lacking,), seconds=1.0)]
+        arms = arms_of(config, [], [])
+        write_page(tmp_path, load(config, []), arms, runs, seeds=1, command="wardround compare")
+        assert told in (tmp_path / "compare.html").read_text()
 
 
 def on_console(folder: Path) -> str:
