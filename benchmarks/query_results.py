@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import query_runs
 from query_figure import Panel, Row, write_figure
 from query_runs import EVERY, Stage, full_size, gains, stages, supervised, told
 from results import Claim, benchmark_rows, claim_table, run_benchmark, write_page, written_by
 
-from simulation.compare.arms import ALL_LABELS, ALONE
-from simulation.compare.numbers import WORSE_BY, Numbers, Pair
-from simulation.compare.readings import Reached
+from server.report_words import count
+from server.sites import FederationFault
+from simulation.compare.arms import ALL_LABELS, ALONE, reference_of
+from simulation.compare.numbers import WORSE_BY, Numbers, Pair, pairs_of
+from simulation.compare.page import patients
+from simulation.compare.readings import Reached, patient_aubc
 from simulation.compare.run import compare
 
 BENCHMARKS = ("query",)
@@ -120,8 +125,21 @@ def remarks(stage: Stage, numbers: Numbers) -> list[str]:
     commits = ", ".join(sorted({ran.commit for ran in stage.found}))
     machines = ", ".join(sorted({ran.machine for ran in stage.found}))
     told = [f"{len(stage.found)} runs, at {commits}, on {machines}."]
+    validated = {patient for of in numbers.by_arm.values() for ran in of for patient in ran.points[-1].validation}
+    told.append(f"Test patients: {patients(numbers)}; validation patients: {len(validated)}.")
     if numbers.within:
-        told.append("AUBC is over {:g} to {:g} labels.".format(*numbers.within))
+        slices = numbers.lines[ALL_LABELS].labels
+        first, last = numbers.within
+        told.append(
+            f"AUBC is over {first:g} to {last:g} labels ({first / slices:.1%} to {last / slices:.1%} of {slices:,.0f} slices)."
+        )
+    if numbers.within_minutes:
+        told.append("Over minutes: {:.0f} to {:.0f}, where the cheapest curve ends.".format(*numbers.within_minutes))
+    faults = sum(ran.refused > 0 for ran in stage.found)
+    if faults:
+        told.append(f"Sites had faults in {count(faults, 'run')}, and left steps out or asked by chance.")
+    if numbers.unassessed:
+        told.append(f"{count(len(numbers.unassessed), 'run')} left out, since a site told no Dice in some cycle.")
     if numbers.above:
         told.append(f"With all labels training ends below {', '.join(numbers.above)}: shares of its Dice are not told.")
     if stage.folds > 1:
@@ -156,12 +174,25 @@ def choice(done: Sequence[Stage]) -> list[str]:
     if not found:
         return []
     best, gain = next(iter(found.items()))
+    asked = [stage for stage in supervised(done) if stage.folds == 1]
     said = (
         f"By validation patients of what is done, the strategy to choose is **{best}**"
         if gain > 0
         else f"By validation patients of what is done, **no strategy is ahead of random_fg**; the best of them is {best}"
     )
-    return [f"{said} ({gain:+.3f} of AUBC, mean over {len(supervised(done))} comparisons).", ""]
+    each = "; ".join(f"{stage.name} {_seen_from(best, _by_validation(told(stage), best))}" for stage in asked)
+    return [
+        f"{said}: {gain:+.3f} of AUBC, mean over {count(len(asked), 'comparison')} ({each}). Who is first of so many owes "
+        "something of that to luck: what it is worth stands under test.",
+        "",
+    ]
+
+
+def _by_validation(numbers: Numbers, arm: str) -> Pair | None:
+    """The pair of a strategy with what it has to beat, on validation patients."""
+    area = partial(patient_aubc, role="validation", within=numbers.within)
+    reference = reference_of(arm, numbers.lines)
+    return next((pair for pair in pairs_of(numbers.by_arm, area) if pair.of(arm, reference)), None)
 
 
 def panel(stage: Stage, numbers: Numbers) -> Panel:
@@ -227,9 +258,15 @@ def main() -> None:
     if given.benchmarks:
         for name in BENCHMARKS:
             run_benchmark(name, query_runs.scale.page.stem)
-    elif not given.write:
-        run_all()
+    stopped = None
+    if not (given.benchmarks or given.write):
+        try:
+            run_all()
+        except FederationFault as fault:  # what is done is worth its page; later comparisons follow from those before
+            stopped = str(fault)
     compose()
+    if stopped:
+        sys.exit(stopped)
 
 
 if __name__ == "__main__":

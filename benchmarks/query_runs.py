@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from results import RECORDS, ROOT
@@ -144,6 +144,7 @@ class Stage:
         return len(self.found) == self.wanted
 
 
+@cache
 def told(stage: Stage) -> Numbers:
     """The numbers of a stage that is done."""
     return numbers_of([arm.name for arm in stage.arms], stage.found, folds=stage.folds)

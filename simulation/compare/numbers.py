@@ -139,7 +139,7 @@ class Numbers:
         by_arm: the runs that count, by arm in the order of arms; those of whole seeds alone, with patients that all tell of.
         lines: by arm.
         unit: what is repeated, "seed" or "fold".
-        within: the labels that all curves share, over which AUBC is taken; None where they share none.
+        within, within_minutes: labels, and minutes, that all curves share, over which AUBC is taken; None where they share none.
         pairs, pairs_minutes: by AUBC over labels, and over expert minutes.
         full: fold to the Dice with all labels; None where that has not been run.
         above: arms that end with more than that Dice, so that it is no ceiling, and shares of it say nothing.
@@ -154,6 +154,7 @@ class Numbers:
     lines: Mapping[str, Line]
     unit: str
     within: tuple[float, float] | None
+    within_minutes: tuple[float, float] | None
     pairs: Sequence[Pair]
     pairs_minutes: Sequence[Pair]
     full: Mapping[int, float] | None
@@ -222,6 +223,7 @@ def numbers_of(arms: Sequence[str], runs: Sequence[Ran], *, folds: int) -> Numbe
         lines={arm: line(arm, of) for arm, of in by_arm.items()},
         unit=unit,
         within=within["labels"],
+        within_minutes=within["minutes"],
         pairs=pairs_of(by_arm, area),
         pairs_minutes=pairs_of(by_arm, area_minutes),
         full=full,

@@ -75,7 +75,8 @@ def _render(run: Run, arms: Sequence[Arm], numbers: Numbers, *, seeds: int, comm
             ("First request", f"{run.budget.cold_start} a site"),
             ("Then", f"{run.budget.per_cycle} a site and cycle"),
             *([("AUBC", "{:g} to {:g} labels".format(*numbers.within))] if numbers.within else []),
-            *([("Test patients", _patients(numbers))] if lines else []),
+            *([("Over minutes", "{:.0f} to {:.0f}".format(*numbers.within_minutes))] if numbers.within_minutes else []),
+            *([("Test patients", patients(numbers))] if lines else []),
             ("Training", run.train.framework + (" with SAM" if run.sam.enabled else "")),
         ],
         notes=_notes(numbers, wanted - done, stopped, seeds=seeds, folds=folds),
@@ -129,7 +130,7 @@ def _lead(numbers: Numbers) -> str:
     return " ".join(told)
 
 
-def _patients(numbers: Numbers) -> str:
+def patients(numbers: Numbers) -> str:
     """How many are tested, and where most of them are: all count alike, so that a large site has more of a say."""
     tested = {patient for runs in numbers.by_arm.values() for ran in runs for patient in ran.points[-1].test}
     sites = Counter(patient.partition("/")[0] for patient in tested)
