@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from strategies.randomness import derive
 from strategies.records import Case, Demand, Scores
 from strategies.wire import CASES_A_QUANTILE, DIGITS, QUANTILES
 
+_Given = TypeVar("_Given")
+
 
 def strategy_of(plan: Plan, *, progress: float = 0.0) -> Strategy:
     """The run's query strategy; `progress` is 0 at its first query and 1 at its last."""
@@ -46,7 +48,8 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
     what the model sees in the pool and in cases that wait for an expert, and what experts have drawn in labelled ones.
 
     Raises:
-        SiteFault: a score is missing or not finite; a choice without it would be another strategy's.
+        SiteFault: a score is missing or not finite, or the strategy fails in whatever way; a choice without it would be another
+            strategy's.
     """
     cases = site.store.cases("unlabelled")
     labelled = site.store.cases("labelled", "requested") if strategy.labelled else []
@@ -61,19 +64,20 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
             parts: list[Columns] = []
             if strategy.look is not None:
                 seen = looks(site, plan, slices, of, strategy=strategy, models=models, labelled_pixels=pixels)
-                parts = [strategy.look(batch) for _, batch in seen]
+                parts = [_done_by(strategy.look, batch) for _, batch in seen]
             return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
         found = columns(cases)
         known = columns(labelled).get("features")
         if known is not None:
+            _stop_unless_finite("features", known, labelled)
             known = means_of_units(known, [unit_of(case, plan.query.unit) for case in labelled])
         waiting = site.store.cases("requested") if "foreground" in found else []
         expected = columns(waiting).get("foreground", ())
     for name, column in found.items():
         _stop_unless_finite(name, column, cases)
     if found:
-        found = strategy.finish(found)
+        found = _done_by(strategy.finish, found)
     if "foreground" in found:
         beside = [*zip(annotated, drawn[:, 1:].sum(axis=1).tolist(), strict=True), *zip(waiting, expected, strict=True)]
         found["foreground"] = with_border(
@@ -94,8 +98,18 @@ def score(site: Site, plan: Plan, strategy: Strategy, models: Mapping[Model, nn.
         raise SiteFault("invariant-broken", str(error)) from error
 
 
+def _done_by(step: Callable[[_Given], Columns], given: _Given) -> Columns:
+    """What a step of a strategy makes of what it is given."""
+    try:
+        return step(given)
+    except Exception as error:  # whoever writes a strategy may have written anything
+        raise SiteFault("invariant-broken", f"scoring failed: {type(error).__name__}: {error}") from error
+
+
 def _stop_unless_finite(name: str, column: NDArray[Any], cases: Sequence[Case]) -> None:
     """What is looked at is finite before it is set against the pool's: beyond that nobody could say whose it was."""
+    if len(column) != len(cases):
+        raise SiteFault("invariant-broken", f"{name} has {len(column)} rows for {len(cases)} cases")
     finite = np.isfinite(column).reshape(len(cases), -1).all(axis=1)
     if not finite.all():
         case = cases[int(np.argmin(finite))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Sequence, Set
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from client.score import load_scores, score, strategy_of, unscored
 from client.site import Site
 from client.store import Request
 from strategies.effort import Effort
+from strategies.query import CAP, STRATEGIES
+from strategies.query.cap import beside, capped
 from strategies.query.choose import at_random
 from strategies.query.parse import parse_query
 from strategies.query.units import grouped, spread_out, unit_of
@@ -64,7 +66,8 @@ def carry_out(
     """Choose the granted number of cases and request their labels, once; returns how many were requested.
 
     The choice follows the scores of this cycle. The very first cases are those that the site named, if it did, or follow
-    `query.cold_start`. Where the pool was not scored (the site was away), the choice is at random and the reason says so.
+    `query.cold_start`. Where the pool was not scored (the site was away), a strategy that needs no model chooses all the same;
+    in the place of another the choice is at random, and the reason says so.
     With `kinds` they are chosen kind by kind, as the coordinator shared them out (`budget.rule = "coordinated"`), but for the
     very first cases of a site that named some.
     """
@@ -94,7 +97,7 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
     """
     annotator = annotator_of(site, plan, run=run)
     requests = site.store.open_requests()
-    before = site.store.counts().get("labelled", 0)
+    before = {case.id for case in site.store.cases("labelled")}
     annotator.publish(requests)
     came: list[str] = []
     for request, answer in annotator.answers(requests, cycle=cycle, tick=tick):
@@ -107,11 +110,14 @@ def collect(site: Site, plan: Plan, *, run: str, cycle: int, tick: int) -> int:
         site.store.add_label(request.case.id, answer, run=run, cycle=cycle, tick=tick, annotator=annotator.name, minutes=minutes)
         came.append(request.case.id)
     annotator.publish(site.store.open_requests())
-    after = site.store.counts().get("labelled", 0)
-    if after - before != len(came):
-        lost = sorted(set(came) - {case.id for case in site.store.cases("labelled")})
-        named = f"; case {lost[0]} is not in it" if lost else ""
-        raise SiteFault("invariant-broken", f"{len(came)} labels came, but the labelled set grew from {before} to {after}{named}")
+    after = {case.id for case in site.store.cases("labelled")}
+    lost, odd = sorted({*before, *came} - after), sorted(after - before - set(came))
+    if lost or odd or len(after) - len(before) != len(came):
+        named = f"case {lost[0]} is not in it" if lost else f"case {(odd or came)[0]} came not, or twice"
+        raise SiteFault(
+            "invariant-broken",
+            f"{len(came)} labels came, but the labelled set grew from {len(before)} to {len(after)}; {named}",
+        )
     site.store.check_conserved()
     return len(came)
 
@@ -124,9 +130,10 @@ def _minutes(site: Site, plan: Plan, request: Request, mask: NDArray[np.uint8]) 
 
 
 def _select(
-    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, named: Container[str], without: Container[str]
+    site: Site, plan: Plan, *, run: str, cycle: int, cases: int, progress: float, named: Container[str], without: Set[str]
 ) -> Selection:
-    unlabelled = [case for case in site.store.cases("unlabelled") if case.id not in without]
+    pool = site.store.cases("unlabelled")
+    unlabelled = [case for case in pool if case.id not in without]
     if not unlabelled:
         return Selection(())
     rng = numpy_rng(plan.seed, site.name, cycle, "query")
@@ -136,6 +143,8 @@ def _select(
     if cycle == 0 and not named:
         strategy = parse_query(plan.query.cold_start)
         scores = score(site, plan, strategy, {}, cycle=0)
+    elif scores is None and "model" not in STRATEGIES[plan.query.strategy.split("+")[0]].needs and not named:
+        scores = score(site, plan, strategy, {}, cycle=cycle)
     choose = strategy.choose
     if scores is None:
         scores = unscored(unlabelled)
@@ -144,7 +153,13 @@ def _select(
         else:
             site.log.warning("cycle %d: the pool was not scored, so its cases are chosen at random", cycle)
             choose = partial(at_random, why="chosen at random: the pool was not scored here in this cycle")
-    scores = scores.among(case.id for case in unlabelled)  # cases that came or were set aside since then wait a cycle
+            if plan.query.strategy.endswith(f"+{CAP}"):
+                choose = partial(capped, choose=choose, cap=plan.query.per_patient)
+    scores = scores.among(case.id for case in pool)  # cases that came since then wait a cycle; others were set aside
+    if without:
+        scores = beside(scores, [case.id for case in unlabelled], sorted(without))
+    if not scores.case_ids:
+        return Selection(())
     if plan.query.unit == "slice":
         return _chosen(choose, scores, cases, rng)
     selection = _chosen(choose, grouped(scores, units_of), cases, rng)
@@ -158,7 +173,10 @@ def _by_kind(site: Site, plan: Plan, *, cycle: int, kinds: Sequence[int], centro
     cases = most_typical(site, plan, kinds=kinds, centroids=np.asarray(centroids, dtype=np.float64), luck=luck)
     covering = (plan.query.strategy if cycle else plan.query.cold_start) == "probcover"
     reason = _LEAST_COVERED if covering else _LEAST_ANNOTATED
-    return Selection(tuple(Choice(case.id, 0.0, reason) for case in cases))
+    try:
+        return Selection(tuple(Choice(case.id, 0.0, reason) for case in cases))
+    except ValueError as error:
+        raise SiteFault("invariant-broken", f"choosing {len(kinds)} cases failed: {error}") from error
 
 
 def _chosen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +41,7 @@ def capped(
         if not left:
             allowed += 1
             continue
-        for choice in choose(_beside(scores, left, list(chosen)), count - len(chosen), rng).choices:
+        for choice in choose(beside(scores, left, list(chosen)), count - len(chosen), rng).choices:
             patient = patient_of[choice.case_id]
             if asked[patient] < allowed:
                 asked[patient] += 1
@@ -50,7 +50,7 @@ def capped(
     return Selection(tuple(chosen.values()))
 
 
-def _beside(scores: Scores, left: list[str], chosen: list[str]) -> Scores:
+def beside(scores: Scores, left: Sequence[str], chosen: Sequence[str]) -> Scores:
     """Those that are left, and what has been chosen and closed beside them; a chosen case counts as an annotated one."""
     among = replace(scores.among(left), pool_values=scores.values)
     if not chosen:

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 
 from strategies.query.choose import size_of_choice
 from strategies.query.strategy import Strategy
-from strategies.query.typiclust import embeddings_alone
+from strategies.query.typiclust import embeddings_alone, with_closed
 from strategies.query.vectors import unit_length
 from strategies.records import Choice, Scores, Selection
 
@@ -37,18 +37,18 @@ def probcover(scores: Scores, count: int, rng: np.random.Generator) -> Selection
     if scores.features is None:
         raise ValueError("probcover needs features of the pool, and none were computed")
     count = size_of_choice(scores, count)
-    points = unit_length(scores.features)
+    points = unit_length(with_closed(scores))
     known = None if scores.labelled_features is None else unit_length(scores.labelled_features)
     if known is not None and known.shape[1] != points.shape[1]:
         raise ValueError(f"features of the pool have length {points.shape[1]}, those of labelled cases {known.shape[1]}")
     radius = pure_radius(points, kinds=KINDS, rng=rng)
-    rows, gains, others = cover(points, known, count, radius=radius, rng=rng)
+    rows, gains, others = cover(points, known, count, among=len(scores.case_ids), radius=radius, rng=rng)
     return Selection(
         tuple(
             Choice(
                 scores.case_ids[row],
                 float(gain) / len(points),
-                f"like {also} other cases that nothing annotated or chosen is like"
+                f"like {also} other case{'' if also == 1 else 's'} that nothing annotated or chosen is like"
                 if gain
                 else "chosen at random: all cases are like an annotated or chosen one",
             )
@@ -62,6 +62,7 @@ def cover(
     labelled: NDArray[np.float32] | None,
     count: int,
     *,
+    among: int | None = None,
     radius: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
@@ -73,7 +74,8 @@ def cover(
     most, O(N) memory beside the points.
 
     Args:
-        points: (N, F) of unit length, `count` ≤ N.
+        points: (N, F) of unit length.
+        among: so many of the first rows may be chosen, at least `count`; all of them by default.
         labelled: (L, F) of unit length, whose balls are there already; or None.
     """
     luck = rng.permutation(len(points))
@@ -83,7 +85,7 @@ def cover(
     gain = np.zeros(len(points), dtype=np.intp)
     for _, near in _balls(points, points[bare], radius):
         gain += near.sum(axis=0)
-    left = np.ones(len(points), dtype=bool)
+    left = np.arange(len(points)) < (len(points) if among is None else among)
     rows, gains, others = (np.empty(count, dtype=np.intp) for _ in range(3))
     for n in range(count):
         best = np.flatnonzero(left & (gain == gain[left].max()))

@@ -44,21 +44,34 @@ def typiclust(scores: Scores, count: int, rng: np.random.Generator) -> Selection
     if scores.features is None:
         raise ValueError("typiclust needs features of the pool, and none were computed")
     count = size_of_choice(scores, count)
-    found = most_typical(scores.features, scores.labelled_features, count, rng)
+    found = most_typical(with_closed(scores), scores.labelled_features, count, rng, among=len(scores.case_ids))
     return Selection(
         tuple(
             Choice(
                 scores.case_ids[one.row],
                 one.typicality,
-                f"typical of a kind with {one.cluster_size} cases that is least annotated: typicality {one.typicality:.3g}",
+                f"typical of a kind with {one.cluster_size} cases that is least annotated: typicality {one.typicality:.3g}"
+                if one.cluster_size > 1
+                else "the only case of its kind, which is least annotated",
             )
             for one in found
         )
     )
 
 
+def with_closed(scores: Scores) -> NDArray[np.floating]:
+    """Features of the pool, and behind them those of cases that may not be chosen: they make kinds as large as they are."""
+    assert scores.features is not None
+    return scores.features if scores.closed_features is None else np.concatenate([scores.features, scores.closed_features])
+
+
 def most_typical(
-    features: NDArray[np.floating], labelled: NDArray[np.floating] | None, count: int, rng: np.random.Generator
+    features: NDArray[np.floating],
+    labelled: NDArray[np.floating] | None,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    among: int | None = None,
 ) -> list[Typical]:
     """`count` different rows of the pool, in the order chosen.
 
@@ -67,8 +80,9 @@ def most_typical(
     that is left. So outliers, clusters of a few cases, come last among equals; the published code leaves them out.
 
     Args:
-        features: (N, F) of the pool, `count` ≤ N; all are scaled to unit length.
+        features: (N, F) of the pool; all are scaled to unit length.
         labelled: (L, F), or None.
+        among: so many of the first rows may be chosen, at least `count`; all of them by default.
     """
     if count == 0:
         return []
@@ -76,17 +90,17 @@ def most_typical(
     if known.shape[1] != features.shape[1]:
         raise ValueError(f"features of the pool have length {features.shape[1]}, those of labelled cases {known.shape[1]}")
     points = unit_length(np.concatenate([features, known]).astype(np.float32))
-    pool = len(features)
+    open_ = len(features) if among is None else among
     cluster = _clusters(points, min(len(known) + count, MOST_CLUSTERS), rng)
-    sizes, taken = np.bincount(cluster), np.bincount(cluster[pool:], minlength=cluster.max() + 1)
-    left = np.bincount(cluster[:pool], minlength=len(sizes))
+    sizes, taken = np.bincount(cluster), np.bincount(cluster[len(features) :], minlength=cluster.max() + 1)
+    left = np.bincount(cluster[:open_], minlength=len(sizes))
     luck = rng.permutation(len(sizes))
     queues: dict[int, list[tuple[int, float]]] = {}
     found = []
     for _ in range(count):
         which = min(np.flatnonzero(left).tolist(), key=lambda c: (taken[c], -sizes[c], luck[c]))
         if which not in queues:
-            queues[which] = _by_typicality(points, np.flatnonzero(cluster == which), pool, rng)
+            queues[which] = _by_typicality(points, np.flatnonzero(cluster == which), open_, rng)
         row, typicality = queues[which].pop(0)
         found.append(Typical(row, typicality, int(sizes[which])))
         taken[which] += 1
@@ -105,9 +119,9 @@ def _clusters(points: NDArray[np.float32], most: int, rng: np.random.Generator) 
 
 
 def _by_typicality(
-    points: NDArray[np.float32], members: NDArray[np.intp], pool: int, rng: np.random.Generator
+    points: NDArray[np.float32], members: NDArray[np.intp], open_: int, rng: np.random.Generator
 ) -> list[tuple[int, float]]:
-    """Members that lie in the pool (row < `pool`) with their typicality, most typical first, equals by chance."""
+    """Members that may be chosen (row < `open_`) with their typicality, most typical first, equals by chance."""
     nearest = min(NEIGHBOURS, len(members) // 2)
     if nearest == 0:
         typicality = np.zeros(len(members))
@@ -115,7 +129,7 @@ def _by_typicality(
         distances, _ = NearestNeighbors(n_neighbors=nearest, algorithm="brute").fit(points[members]).kneighbors()
         typicality = 1 / np.maximum(distances.mean(axis=1), 1e-6)
     order = np.lexsort((rng.permutation(len(members)), -typicality))
-    return [(int(members[n]), float(typicality[n])) for n in order if members[n] < pool]
+    return [(int(members[n]), float(typicality[n])) for n in order if members[n] < open_]
 
 
 def embeddings_alone(seen: Seen) -> Columns:

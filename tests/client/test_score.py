@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from client.preprocess import inside
 from client.score import demand_of, load_scores, save_scores, score, strategy_of
 from client.site import Site, Slices
 from strategies.networks import forward_traced
-from strategies.query.strategy import Model
+from strategies.query.strategy import Columns, Model, Seen
 from strategies.records import Choice, Scores, Weights
 from strategies.wire import QUANTILES
 
@@ -81,6 +82,25 @@ def test_a_site_stops_at_a_case_that_a_model_can_say_nothing_finite_of(joined: M
     with pytest.raises(SiteFault, match=f"of case {re.escape(cases[2].id)} is not finite") as caught:
         score(site, plan, strategy_of(plan), models, cycle=1)
     assert caught.value.code == "invariant-broken"
+
+
+def test_a_labelled_case_of_which_nothing_finite_is_known_is_named(joined: Make) -> None:
+    """They are looked at after the pool: here the second has NaN."""
+    site, plan, weights = joined('query.strategy="coreset"', labels=3)
+    odd, seen_before = len(site.store.cases("unlabelled")) + 1, 0
+    see = strategy_of(plan).look
+    assert see is not None
+
+    def look(seen: Seen) -> Columns:
+        nonlocal seen_before
+        columns = dict(see(seen))
+        rows = seen_before + np.arange(len(columns["features"]))
+        seen_before += len(rows)
+        return {**columns, "features": np.where((rows == odd)[:, None], np.float32(np.nan), columns["features"])}
+
+    models: dict[Model, nn.Module] = {"global": network_with(plan, weights)}
+    with pytest.raises(SiteFault, match=f"features of case {re.escape(site.store.cases('labelled')[1].id)} is not finite"):
+        score(site, plan, replace(strategy_of(plan), look=look), models, cycle=1)
 
 
 @pytest.mark.parametrize("case_ids", [["b", "a"], ["a", "a"]], ids=["out of order", "twice"])

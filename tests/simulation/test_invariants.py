@@ -28,7 +28,7 @@ from strategies.records import Choice, Scores, Selection
 
 Config = Callable[..., Path]
 ENTROPY = parse_query("entropy")
-REQUEST = Store.request
+REQUEST, ADD_LABEL = Store.request, Store.add_label
 
 
 def predictions_that_are_not_finite(*args: Any, **kwargs: Any) -> Iterator[Looked]:
@@ -63,6 +63,19 @@ def a_strategy_that_loses_a_row(plan: Plan, *, progress: float) -> Strategy:
     return replace(ENTROPY, finish=lambda columns: {name: column[1:] for name, column in columns.items()})
 
 
+def a_strategy_that_sees_too_little(plan: Plan, *, progress: float) -> Strategy:
+    assert ENTROPY.look is not None
+    see = ENTROPY.look
+    return replace(ENTROPY, look=lambda seen: {name: column[1:] for name, column in see(seen).items()})
+
+
+def a_strategy_that_fails_to_look(plan: Plan, *, progress: float) -> Strategy:
+    def look(seen: Any) -> Any:
+        raise KeyError("features")
+
+    return replace(ENTROPY, look=look)
+
+
 def an_expert_who_looks_at_all_that_waits(self: Oracle, requests: Any, **_: Any) -> Any:
     """Reads every label, and gives the first alone."""
     return [(request, self.read(request.case)) for request in requests][:1]
@@ -78,6 +91,14 @@ def a_store_that_loses_an_image(self: Store, *args: Any, **kwargs: Any) -> int:
 
 def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
     """In place of `Store.add_label`."""
+
+
+def a_store_that_labels_another_case_too(self: Store, case_id: str, mask: Any, **kwargs: Any) -> None:
+    """In place of `Store.add_label`."""
+    ADD_LABEL(self, case_id, mask, **kwargs)
+    with self._engine.begin() as connection:
+        other = "SELECT min(id) FROM cases WHERE state = 'unlabelled'"
+        connection.execute(text(f"UPDATE cases SET state = 'labelled' WHERE id = ({other})"))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +168,24 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "strategy entropy: values has 9 rows for 10 cases",
         ),
         (
+            "assess",
+            "client.app.strategy_of",
+            a_strategy_that_sees_too_little,
+            "invariant-broken",
+            "assess",
+            2,
+            "strategy entropy: values has 9 rows for 10 cases",
+        ),
+        (
+            "assess",
+            "client.app.strategy_of",
+            a_strategy_that_fails_to_look,
+            "invariant-broken",
+            "assess",
+            2,
+            "strategy entropy: scoring failed: KeyError: 'features'",
+        ),
+        (
             "collect",
             "client.annotate.oracle.Oracle.answers",
             an_expert_who_looks_at_all_that_waits,
@@ -163,6 +202,15 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
             "annotate",
             1,
             "strategy random (of the first request): 2 labels came, but the labelled set grew from 0 to 0; case ",
+        ),
+        (
+            "collect",
+            "client.store.Store.add_label",
+            a_store_that_labels_another_case_too,
+            "invariant-broken",
+            "annotate",
+            1,
+            "strategy random (of the first request): 2 labels came, but the labelled set grew from 0 to 4; case ",
         ),
         (
             "carry_out",
@@ -182,8 +230,11 @@ def a_store_that_drops_labels(*_: Any, **__: Any) -> None:
         "a choice by no number",
         "a choice that fails",
         "a score that is missing",
+        "a score that was never made",
+        "a look that fails",
         "hidden labels read in vain",
         "labels that get lost",
+        "labels that nobody gave",
         "an image that gets lost",
     ],
 )

@@ -54,6 +54,20 @@ def test_what_is_annotated_is_covered() -> None:
     assert rows[1] == 8
 
 
+def test_cases_that_may_not_be_chosen_are_there_to_be_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case at 91.5 degrees is like three that a cap has closed, those at 180 like each other alone."""
+    monkeypatch.setattr(module, "pure_radius", lambda *_, **__: 0.08)
+    scores = Scores(
+        list("abc"),
+        ["q", "r", "r"],
+        features=on_circle(91.5, 180, 181),
+        labelled_features=on_circle(2),
+        closed_features=on_circle(0, 1, 3, 90, 91, 92),
+    )
+    (chosen,) = probcover(scores, 1, np.random.default_rng(0)).choices
+    assert (chosen.case_id, chosen.reason) == ("a", "like 3 other cases that nothing annotated or chosen is like")
+
+
 def test_reasons_say_how_many_are_like_it_and_when_all_are_covered() -> None:
     scores = Scores([f"{i}" for i in range(9)], ["p"] * 9, features=POINTS)
     choices = probcover(scores, 9, np.random.default_rng(0)).choices

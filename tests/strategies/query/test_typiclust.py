@@ -85,6 +85,23 @@ def test_features_that_differ_in_length_alone_are_of_one_kind() -> None:
     assert {one.cluster_size for one in most_typical(points, None, 2, np.random.default_rng(0))} == {3, 1}
 
 
+def test_cases_that_may_not_be_chosen_make_their_kind_no_smaller() -> None:
+    """Of the second kind a cap has closed eight of nine; the third has three."""
+    points, kind = blobs(2, 9, 3)
+    closed = (kind == 1) & (np.arange(len(kind)) < 10)
+    left = (kind > 0) & ~closed
+    scores = Scores(
+        [f"{n}" for n in range(4)],
+        ["p"] * 4,
+        features=points[left],
+        closed_features=points[closed],
+        labelled_features=points[kind == 0],
+    )
+    (chosen,) = typiclust(scores, 1, np.random.default_rng(0)).choices
+    assert chosen.case_id == "0"
+    assert chosen.reason.startswith("typical of a kind with 9 cases")
+
+
 def test_reasons_tell_what_the_case_stands_for() -> None:
     points, _ = blobs(9, 6)
     scores = Scores([f"{n:02d}" for n in range(15)], ["p"] * 15, features=points)
