@@ -135,6 +135,8 @@ def remarks(stage: Stage, numbers: Numbers) -> list[str]:
         )
     if numbers.within_minutes:
         told.append("Over minutes: {:.0f} to {:.0f}, where the cheapest curve ends.".format(*numbers.within_minutes))
+    if stage.changed_since():
+        told.append(f"Files of strategies that are others by now: {', '.join(stage.changed_since())}.")
     faults = sum(ran.refused > 0 for ran in stage.found)
     if faults:
         told.append(f"Sites had faults in {count(faults, 'run')}, and left steps out or asked by chance.")

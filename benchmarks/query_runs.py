@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from results import RECORDS, ROOT
 
 from simulation.compare.arms import Arm, arms_of, run_of
 from simulation.compare.numbers import Numbers, numbers_of
-from simulation.compare.record import Ran, differences, read
+from simulation.compare.record import Ran, changed, code_of, read
 
 EVERY = (
     *("least_confidence", "margin", "entropy", "bald", "vote_entropy", "coreset", "badge", "typiclust", "probcover"),
@@ -125,15 +125,28 @@ class Stage:
 
     @cached_property
     def found(self) -> list[Ran]:
-        """Records of arms and seeds of this stage; those that were run otherwise than they would be now stop the program."""
+        """Records of arms and seeds of this stage. Those that were run with other settings stop the program, and so does an arm
+        whose runs are of two versions of its strategy. That all are of a former one is no fault: the page says so.
+        """
         arms = {arm.name: arm for arm in self.arms}
         told = [ran for path in sorted(self.records.glob("*.json")) if (ran := read(path)) is not None]
         told = [ran for ran in told if ran.arm in arms and ran.seed < self.seeds]
         for ran in told:
-            other = differences(ran, run_of(self.config, self.overrides, arms[ran.arm], seed=ran.seed, fold=ran.fold))
+            other = changed(ran.settings, run_of(self.config, self.overrides, arms[ran.arm], seed=ran.seed, fold=ran.fold))
+            other += ["another version of it than its other runs"] if len(self.codes(told, ran.arm)) > 1 else []
             if other:
                 raise SystemExit(f"{self.records}: {ran.arm}, seed {ran.seed} was run with {', '.join(other)}. Move it away.")
         return told
+
+    @staticmethod
+    def codes(found: Iterable[Ran], arm: str) -> set[str]:
+        """Versions of its strategy that an arm was run with, as far as records tell."""
+        return {ran.code for ran in found if ran.arm == arm and ran.code}
+
+    def changed_since(self) -> list[str]:
+        """Arms whose strategy's file is another one now than it was when they were run."""
+        now = {arm.name: code_of(run_of(self.config, self.overrides, arm, seed=0)) for arm in self.arms}
+        return [arm.name for arm in self.arms if self.codes(self.found, arm.name) - {now[arm.name]}]
 
     @property
     def wanted(self) -> int:

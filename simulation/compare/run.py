@@ -75,9 +75,11 @@ def compare(
     stopped: dict[str, str] = {}
 
     def tell() -> None:
-        found = [ran for job in jobs if (ran := job.record()) is not None]
         command = _command(config, overrides, queries, seeds, out)
-        page = write_page(folder, plain, arms, found, seeds=len(seeds), stopped=list(stopped), command=command)
+        with locked(folder, wait=True):  # of two that end together the last to write is the last to have read
+            _check_records(jobs)
+            found = [ran for job in jobs if (ran := job.record()) is not None]
+            page = write_page(folder, plain, arms, found, seeds=len(seeds), stopped=list(stopped), command=command)
         told = f" ({len(found)} of {count(len(jobs), 'run')} so far)" if len(found) < len(jobs) else ""
         console.print(f"Comparison{told}: {page}", highlight=False, soft_wrap=True)
 
@@ -169,7 +171,7 @@ def _claim(folder: Path, run: Run) -> None:
     """Make the folder this comparison's own; strategies and seeds may be added later, the configuration stays.
 
     One in which no run was begun is nobody's: its configuration failed before there was anything to keep. Seed and strategy are
-    those of each run, and where data lies may change.
+    those of each run, and where data lies is no part of it: hospitals made of data that lay elsewhere say how to go on.
     """
     path, told = folder / "compare.json", json.dumps({"configuration": dump(run)}, sort_keys=True)
     theirs = [entry for entry in folder.iterdir() if entry.name != "hospitals" and entry.suffix != ".part"]
@@ -189,7 +191,10 @@ def _claim(folder: Path, run: Run) -> None:
 
 
 def _check_records(jobs: Sequence[Job]) -> None:
-    """That what has ended was run as it would be now: other strategies may need another network of all arms."""
+    """That what has ended was run as it would be now: other strategies may need another network of all arms.
+
+    Asked again later on, since another process may have been started with more strategies in the meantime.
+    """
     for job in jobs:
         ran = job.record()
         other = record.differences(ran, job.run) if ran is not None else []
@@ -203,6 +208,7 @@ def _check_records(jobs: Sequence[Job]) -> None:
 def _once(folder: Path, job: Job, shown: Progress) -> None:
     """Run a job, unless it is done or another process is at it."""
     if job.record() is not None:
+        _check_records([job])
         return
     with locked(folder / "hospitals", wait=True):
         made, names = hospitals(job.made_of, folder, progress=lambda what, done, total: shown.step(what, done=done, total=total))

@@ -152,6 +152,26 @@ def test_a_run_that_was_begun_with_another_network_is_begun_anew(
     assert ended.points[0].test == other.points[0].test, "the same network, the same first request"
 
 
+def test_runs_of_another_network_that_another_process_made_meanwhile_are_not_mixed_in(
+    tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first run goes on somebody starts the same comparison with bald, which needs dropout in all arms."""
+    config, out = tiny_config(cycles=2, rounds_per_cycle=1, local_steps=1), tmp_path / "compare"
+    begun: list[Path] = []
+
+    def begin(folder: Path, names: list[str], *, engine: str, shown: Progress) -> None:
+        begun.append(folder)
+        if len(begun) == 1:
+            compare(config, [], queries=["bald"], seeds=[0], out=out)
+        start(folder, names, engine=engine, shown=shown)
+
+    monkeypatch.setattr("simulation.compare.run.start", begin)
+    with pytest.raises(
+        RunFolderError, match=r"random_fg, seed 0 has been run with network\.dropout = 0\.1, and would not be now"
+    ):
+        compare(config, [], queries=[], seeds=[0], out=out)
+
+
 def test_a_run_that_was_half_deleted_is_no_run_that_has_ended(
     tiny_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
