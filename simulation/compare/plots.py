@@ -9,6 +9,7 @@ from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from server.report_svg import INKS, Frame, Plot, axes_in, plot, spread
 from simulation.compare.arms import ALL_LABELS, ALONE, TWIN
@@ -17,6 +18,9 @@ from simulation.compare.record import Ran
 
 NAMED = 3
 """So many of the best strategies have a name and a colour in the plots of curves."""
+
+BAR_PX = 3.5
+"""How far the intervals of neighbours stand apart."""
 
 COLOURS = ("test", "down", "worst", "c3")
 
@@ -103,12 +107,17 @@ def curve_plot(curves: Sequence[Curve], lines: Sequence[Line], *, over: str, cei
 
     def draw(figure: Figure, frame: Frame) -> None:
         axes = axes_in(figure, frame, left=42, right=110 if frame.slim else 170, bottom=48, top=14)
+        barred = 0
         for curve in shown:
             ink = inks.get(curve.arm, "faint")
             named = curve.arm in inks
+            low, high = [d[1] for d in curve.dice], [d[2] for d in curve.dice]
             if curve.arm == "random_fg" or (best and curve is best[0]):
-                low, high = [d[1] for d in curve.dice], [d[2] for d in curve.dice]
                 axes.fill_between(curve.budgets, low, high, color=INKS[ink], alpha=0.13, linewidth=0)
+            elif named:
+                barred += 1  # bars stand side by side, or they would hide each other
+                aside = ScaledTranslation(barred * BAR_PX / 72, 0, figure.dpi_scale_trans)
+                axes.vlines(curve.budgets, low, high, color=INKS[ink], alpha=0.6, linewidth=1, transform=axes.transData + aside)
             axes.plot(
                 curve.budgets,
                 [d[0] for d in curve.dice],
